@@ -1,0 +1,42 @@
+//go:build deps
+
+// Package deps pins the chosen modules until the packages that use them have landed.
+package deps
+
+import (
+	_ "github.com/caarlos0/env/v11"
+	_ "github.com/cilium/ebpf"
+	_ "github.com/cilium/ebpf/cmd/bpf2go"
+	_ "github.com/cilium/ebpf/features"
+	_ "github.com/cilium/ebpf/link"
+	_ "github.com/cilium/ebpf/rlimit"
+	_ "github.com/coreos/go-systemd/v22/activation"
+	_ "github.com/coreos/go-systemd/v22/daemon"
+	_ "github.com/fxamacker/cbor/v2"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/gopacket/gopacket"
+	_ "github.com/gopacket/gopacket/layers"
+	_ "github.com/pelletier/go-toml/v2"
+	_ "github.com/pion/stun/v3"
+	_ "github.com/pion/transport/v3/stdnet"
+	_ "github.com/pion/transport/v3/vnet"
+	_ "github.com/pion/turn/v4"
+	_ "github.com/prometheus/client_golang/prometheus"
+	_ "github.com/prometheus/client_golang/prometheus/collectors"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/prometheus/client_golang/prometheus/testutil"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/rs/zerolog"
+	_ "github.com/spf13/cobra"
+	_ "github.com/spf13/cobra/doc"
+	_ "github.com/vishvananda/netlink"
+	_ "github.com/vishvananda/netns"
+	_ "go.etcd.io/bbolt"
+	_ "go.uber.org/goleak"
+	_ "golang.org/x/mod/sumdb/note"
+	_ "golang.org/x/mod/sumdb/tlog"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/term"
+	_ "pgregory.net/rapid"
+)

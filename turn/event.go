@@ -1,0 +1,300 @@
+package turn
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Kind numbers a type of event in the log.
+type Kind uint16
+
+// The kinds of events. A number is never given to another kind, and the fields
+// of a kind are never reshaped: a new shape is a new kind, and migrations turn
+// the old into the new. A reader that meets a kind it does not know refuses
+// the log. 1-19 are grants, 20-29 accounts, 30-49 log and server, 50-59 kernel.
+const (
+	KindAllocationCreated   Kind = 1
+	KindAllocationRefreshed Kind = 2
+	KindAllocationDeleted   Kind = 3
+	KindAllocationExpired   Kind = 4
+	KindPermissionInstalled Kind = 5
+	KindPermissionExpired   Kind = 6
+	KindPermissionRevoked   Kind = 7
+	KindChannelBound        Kind = 8
+	KindChannelExpired      Kind = 9
+	KindChannelRevoked      Kind = 10
+
+	KindUsageRecorded   Kind = 20
+	KindRefusalsCounted Kind = 21
+
+	KindEpochBegan     Kind = 30
+	KindServerStarted  Kind = 31
+	KindServerStopped  Kind = 32
+	KindConfigChanged  Kind = 33
+	KindClockWentBack  Kind = 34
+	KindLogRecovered   Kind = 35
+	KindSegmentSealed  Kind = 36
+	KindSegmentRetired Kind = 37
+	KindSnapshotTaken  Kind = 38
+
+	KindProgramAttached Kind = 50
+	KindProgramReplaced Kind = 51
+	KindDriftRepaired   Kind = 52
+)
+
+// Event is a fact, in the past tense. Events are values: whoever holds one must
+// not change what it refers to. They happen at the [Moment] of their record.
+type Event interface {
+	Kind() Kind
+}
+
+// AllocationCreated grants an allocation (RFC 8656 section 7.2).
+type AllocationCreated struct {
+	Allocation AllocationID     `cbor:"1,keyasint"`
+	Tx         TransactionID    `cbor:"2,keyasint"`
+	FiveTuple  FiveTuple        `cbor:"3,keyasint"`
+	Relayed    []netip.AddrPort `cbor:"4,keyasint"` // one, or one per family
+	Transport  uint8            `cbor:"5,keyasint"` // REQUESTED-TRANSPORT: 17 is UDP
+	Username   string           `cbor:"6,keyasint"`
+	Realm      string           `cbor:"7,keyasint"`
+	Lifetime   uint32           `cbor:"8,keyasint"` // seconds
+}
+
+// AllocationRefreshed moves the end of an allocation to Lifetime seconds from
+// now (RFC 8656 section 8.2). A refresh to zero is AllocationDeleted.
+type AllocationRefreshed struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Tx         TransactionID `cbor:"2,keyasint"`
+	Lifetime   uint32        `cbor:"3,keyasint"` // seconds
+}
+
+// AllocationDeleted ends an allocation with all its permissions and channels.
+// Tx is the Refresh that asked for it, zero where nobody asked.
+type AllocationDeleted struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Tx         TransactionID `cbor:"2,keyasint"`
+	Reason     Reason        `cbor:"3,keyasint"`
+}
+
+// AllocationExpired ends an allocation, with all its permissions and channels,
+// whose lifetime is over.
+type AllocationExpired struct {
+	Allocation AllocationID `cbor:"1,keyasint"`
+}
+
+// PermissionInstalled installs or refreshes a permission for 300 s (RFC 8656
+// section 9). A CreatePermission makes one for each of its peers, all with its Tx.
+type PermissionInstalled struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Tx         TransactionID `cbor:"2,keyasint"`
+	Peer       netip.Addr    `cbor:"3,keyasint"`
+}
+
+// PermissionExpired ends a permission whose time is over.
+type PermissionExpired struct {
+	Allocation AllocationID `cbor:"1,keyasint"`
+	Peer       netip.Addr   `cbor:"2,keyasint"`
+}
+
+// PermissionRevoked ends a permission before its time.
+type PermissionRevoked struct {
+	Allocation AllocationID `cbor:"1,keyasint"`
+	Peer       netip.Addr   `cbor:"2,keyasint"`
+	Reason     Reason       `cbor:"3,keyasint"`
+}
+
+// ChannelBound binds or refreshes a channel for 600 s, and installs or refreshes
+// the permission of its peer for 300 s (RFC 8656 section 12.2).
+type ChannelBound struct {
+	Allocation AllocationID   `cbor:"1,keyasint"`
+	Tx         TransactionID  `cbor:"2,keyasint"`
+	Channel    ChannelNumber  `cbor:"3,keyasint"`
+	Peer       netip.AddrPort `cbor:"4,keyasint"`
+}
+
+// ChannelExpired ends a channel whose time is over.
+type ChannelExpired struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Channel    ChannelNumber `cbor:"2,keyasint"`
+}
+
+// ChannelRevoked ends a channel before its time.
+type ChannelRevoked struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Channel    ChannelNumber `cbor:"2,keyasint"`
+	Reason     Reason        `cbor:"3,keyasint"`
+}
+
+// Path is where a datagram was relayed. The numbers are part of the log.
+type Path uint8
+
+// Paths of usage.
+const (
+	PathUserspace Path = 1
+	PathKernel    Path = 2
+)
+
+func (p Path) String() string {
+	switch p {
+	case PathUserspace:
+		return "userspace"
+	case PathKernel:
+		return "kernel"
+	}
+	return fmt.Sprintf("path(%d)", uint8(p))
+}
+
+// Count is what was relayed in one direction: datagrams, and bytes of
+// application data (neither headers nor padding).
+type Count struct {
+	Packets uint64 `cbor:"1,keyasint"`
+	Bytes   uint64 `cbor:"2,keyasint"`
+}
+
+// UsageRecorded says how much a binding has relayed on one path since its
+// allocation was created. The counts are cumulative: a later one
+// replaces an earlier one, so a crash can lose some but count none twice.
+type UsageRecorded struct {
+	Allocation AllocationID   `cbor:"1,keyasint"`
+	Channel    ChannelNumber  `cbor:"2,keyasint"` // 0: all Send and Data indications
+	Peer       netip.AddrPort `cbor:"3,keyasint"` // invalid for channel 0
+	Path       Path           `cbor:"4,keyasint"`
+	ToPeer     Count          `cbor:"5,keyasint"`
+	ToClient   Count          `cbor:"6,keyasint"`
+}
+
+// Refusal counts the refusals of one sort since the last RefusalsCounted.
+type Refusal struct {
+	Client   netip.Addr `cbor:"1,keyasint"`
+	Username string     `cbor:"2,keyasint"`
+	Method   uint16     `cbor:"3,keyasint"` // STUN method
+	Code     uint16     `cbor:"4,keyasint"` // STUN error code
+	Count    uint64     `cbor:"5,keyasint"`
+}
+
+// RefusalsCounted sums up requests that were refused after a valid nonce. At
+// most one is written a minute, and it is bounded: Others counts what found no room.
+type RefusalsCounted struct {
+	Refusals []Refusal `cbor:"1,keyasint"`
+	Others   uint64    `cbor:"2,keyasint"`
+}
+
+// LogID names a log for its whole life.
+type LogID [16]byte
+
+func (id LogID) String() string { return fmt.Sprintf("%x", id[:]) }
+
+// EpochBegan is the first event of a log, and follows a rollback of it.
+type EpochBegan struct {
+	Log   LogID  `cbor:"1,keyasint"`
+	Epoch uint64 `cbor:"2,keyasint"` // from 1
+}
+
+// ServerStarted is the first event of a run of the server.
+type ServerStarted struct {
+	Version string `cbor:"1,keyasint"`
+	PID     uint32 `cbor:"2,keyasint"`
+}
+
+// ServerStopped is the last event of a run that ended in good order.
+type ServerStopped struct {
+	Signal string `cbor:"1,keyasint"` // what asked for it
+}
+
+// ConfigChanged says that the server runs with another configuration.
+// The digest is SHA-256 over the effective configuration without its secrets.
+type ConfigChanged struct {
+	Digest [32]byte `cbor:"1,keyasint"`
+}
+
+// ClockWentBack says that the wall clock of this boot began before the last
+// record of the boot before, and by how much: the time between counts as zero.
+type ClockWentBack struct {
+	Nanoseconds uint64 `cbor:"1,keyasint"`
+}
+
+// LogRecovered says that the log was opened again after a failed commit.
+type LogRecovered struct {
+	Cause string `cbor:"1,keyasint"`
+}
+
+// SegmentSealed says that a segment takes no more records.
+type SegmentSealed struct {
+	Segment uint64   `cbor:"1,keyasint"`
+	First   Seq      `cbor:"2,keyasint"`
+	Last    Seq      `cbor:"3,keyasint"`
+	Chain   [32]byte `cbor:"4,keyasint"` // chain hash of its last record
+	Root    [32]byte `cbor:"5,keyasint"` // RFC 6962 root over events 1..Last
+}
+
+// SegmentRetired says that a sealed segment was removed from the log.
+type SegmentRetired struct {
+	Segment uint64 `cbor:"1,keyasint"`
+}
+
+// SnapshotTaken says that a snapshot of the fold up to At was stored.
+type SnapshotTaken struct {
+	At     Seq      `cbor:"1,keyasint"`
+	Digest [32]byte `cbor:"2,keyasint"` // SHA-256 of the encoded state
+	Size   uint64   `cbor:"3,keyasint"` // bytes
+}
+
+// ProgramAttached says that the XDP program was attached to an interface.
+type ProgramAttached struct {
+	Interface string   `cbor:"1,keyasint"`
+	Mode      string   `cbor:"2,keyasint"` // "native" or "generic"
+	Layout    [32]byte `cbor:"3,keyasint"`
+}
+
+// ProgramReplaced says that the program on an interface gave way to another.
+type ProgramReplaced struct {
+	Interface string   `cbor:"1,keyasint"`
+	From      [32]byte `cbor:"2,keyasint"` // layouts
+	To        [32]byte `cbor:"3,keyasint"`
+}
+
+// DriftRepaired says that the kernel's maps, links or pins differed from what the
+// log wants, and were put right.
+type DriftRepaired struct {
+	What    string `cbor:"1,keyasint"` // "index", "record", "next hop", "link", "pin"
+	Added   uint64 `cbor:"2,keyasint"`
+	Changed uint64 `cbor:"3,keyasint"`
+	Removed uint64 `cbor:"4,keyasint"`
+}
+
+// Kind is [KindAllocationCreated]; likewise below.
+func (AllocationCreated) Kind() Kind   { return KindAllocationCreated }
+func (AllocationRefreshed) Kind() Kind { return KindAllocationRefreshed }
+func (AllocationDeleted) Kind() Kind   { return KindAllocationDeleted }
+func (AllocationExpired) Kind() Kind   { return KindAllocationExpired }
+func (PermissionInstalled) Kind() Kind { return KindPermissionInstalled }
+func (PermissionExpired) Kind() Kind   { return KindPermissionExpired }
+func (PermissionRevoked) Kind() Kind   { return KindPermissionRevoked }
+func (ChannelBound) Kind() Kind        { return KindChannelBound }
+func (ChannelExpired) Kind() Kind      { return KindChannelExpired }
+func (ChannelRevoked) Kind() Kind      { return KindChannelRevoked }
+func (UsageRecorded) Kind() Kind       { return KindUsageRecorded }
+func (RefusalsCounted) Kind() Kind     { return KindRefusalsCounted }
+func (EpochBegan) Kind() Kind          { return KindEpochBegan }
+func (ServerStarted) Kind() Kind       { return KindServerStarted }
+func (ServerStopped) Kind() Kind       { return KindServerStopped }
+func (ConfigChanged) Kind() Kind       { return KindConfigChanged }
+func (ClockWentBack) Kind() Kind       { return KindClockWentBack }
+func (LogRecovered) Kind() Kind        { return KindLogRecovered }
+func (SegmentSealed) Kind() Kind       { return KindSegmentSealed }
+func (SegmentRetired) Kind() Kind      { return KindSegmentRetired }
+func (SnapshotTaken) Kind() Kind       { return KindSnapshotTaken }
+func (ProgramAttached) Kind() Kind     { return KindProgramAttached }
+func (ProgramReplaced) Kind() Kind     { return KindProgramReplaced }
+func (DriftRepaired) Kind() Kind       { return KindDriftRepaired }
+
+// Record is the events that one commit makes durable, and the moment at
+// which they happened.
+type Record struct {
+	First  Seq // the sequence of Events[0]
+	Moment Moment
+	Events []Event
+}
+
+// Last is the sequence of the last event of r, First-1 where there is none.
+func (r Record) Last() Seq { return r.First + Seq(len(r.Events)) - 1 }
