@@ -1,0 +1,96 @@
+package turn
+
+import (
+	"net/netip"
+	"time"
+)
+
+// AnswerLifetime is how long a retransmitted request gets the answer of the first
+// (RFC 8489 section 6.3.1: 40 seconds over UDP).
+const AnswerLifetime = 40 * time.Second
+
+// packedAddr is an AddrPort without a pointer: maps of millions of them cost the
+// garbage collector nothing. The last byte is the family: 0 none, 4 or 6.
+type packedAddr [19]byte
+
+func pack(a netip.AddrPort) (p packedAddr) {
+	if !a.IsValid() {
+		return p
+	}
+	ip := a.Addr().As16()
+	copy(p[:], ip[:])
+	p[16], p[17] = byte(a.Port()>>8), byte(a.Port())
+	p[18] = 6
+	if a.Addr().Is4() {
+		p[18] = 4
+	}
+	return p
+}
+
+func (p packedAddr) unpack() netip.AddrPort {
+	if p[18] == 0 {
+		return netip.AddrPort{}
+	}
+	ip := netip.AddrFrom16([16]byte(p[:16]))
+	if p[18] == 4 {
+		ip = ip.Unmap()
+	}
+	return netip.AddrPortFrom(ip, uint16(p[16])<<8|uint16(p[17]))
+}
+
+// transaction identifies a request: who sent it, to where, and its id.
+type transaction struct {
+	client, server packedAddr
+	protocol       Protocol
+	kind           Kind // of the event that answered it: a method of its own each
+	tx             TransactionID
+}
+
+// answer is what a transaction was told.
+type answer struct {
+	allocation AllocationID
+	lifetime   uint32
+	relayed    [2]packedAddr // Allocate only
+}
+
+// answers remembers the successes of the last 40 seconds of record time. They
+// outlive their allocation.
+type answers struct {
+	of    map[transaction]answer
+	queue []remembered // in the order of their ends
+	head  int          // queue[:head] is forgotten
+}
+
+type remembered struct {
+	transaction
+	until Deadline
+}
+
+func newAnswers() answers { return answers{of: map[transaction]answer{}} }
+
+func transactionOf(t FiveTuple, k Kind, tx TransactionID) transaction {
+	return transaction{client: pack(t.Client), server: pack(t.Server), protocol: t.Protocol, kind: k, tx: tx}
+}
+
+// remember keeps a for 40 seconds from m. Events of one request share a transaction.
+func (w *answers) remember(t transaction, a answer, m Moment) {
+	if _, known := w.of[t]; !known {
+		w.queue = append(w.queue, remembered{transaction: t, until: m.After(AnswerLifetime)})
+	}
+	w.of[t] = a
+}
+
+// prune forgets what is over at m.
+func (w *answers) prune(m Moment) {
+	for w.head < len(w.queue) && w.queue[w.head].until.Passed(m) {
+		delete(w.of, w.queue[w.head].transaction)
+		w.head++
+	}
+	if w.head > 1024 && w.head > len(w.queue)/2 {
+		w.queue = append([]remembered(nil), w.queue[w.head:]...)
+		w.head = 0
+	}
+}
+
+// live is the queue without what is forgotten.
+func (w *answers) live() []remembered { return w.queue[w.head:] }

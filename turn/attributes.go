@@ -1,0 +1,161 @@
+package turn
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/pion/stun/v3"
+)
+
+// Codes of refusals (RFC 8489 section 14.8, RFC 8656 section 19).
+const (
+	CodeBadRequest           = 400
+	CodeUnauthenticated      = 401
+	CodeForbidden            = 403
+	CodeUnknownAttribute     = 420
+	CodeAllocationMismatch   = 437
+	CodeStaleNonce           = 438
+	CodeFamilyNotSupported   = 440
+	CodeWrongCredentials     = 441
+	CodeUnsupportedTransport = 442
+	CodePeerFamilyMismatch   = 443
+	CodeQuotaReached         = 486
+	CodeServerError          = 500
+	CodeInsufficientCapacity = 508
+)
+
+var reasonPhrases = map[int]string{
+	CodeBadRequest:           "Bad Request",
+	CodeUnauthenticated:      "Unauthenticated",
+	CodeForbidden:            "Forbidden",
+	CodeUnknownAttribute:     "Unknown Attribute",
+	CodeAllocationMismatch:   "Allocation Mismatch",
+	CodeStaleNonce:           "Stale Nonce",
+	CodeFamilyNotSupported:   "Address Family not Supported",
+	CodeWrongCredentials:     "Wrong Credentials",
+	CodeUnsupportedTransport: "Unsupported Transport Protocol",
+	CodePeerFamilyMismatch:   "Peer Address Family Mismatch",
+	CodeQuotaReached:         "Allocation Quota Reached",
+	CodeServerError:          "Server Error",
+	CodeInsufficientCapacity: "Insufficient Capacity",
+}
+
+// knownAttribute says whether the server understands a comprehension-required
+// attribute. EVEN-PORT, RESERVATION-TOKEN and DONT-FRAGMENT are not: RFC 8656
+// section 7.2 has such servers answer 420.
+func knownAttribute(kind uint16) bool {
+	switch stun.AttrType(kind) {
+	case stun.AttrMappedAddress, stun.AttrUsername, stun.AttrMessageIntegrity, stun.AttrErrorCode,
+		stun.AttrUnknownAttributes, stun.AttrRealm, stun.AttrNonce, stun.AttrXORMappedAddress,
+		stun.AttrChannelNumber, stun.AttrLifetime, stun.AttrXORPeerAddress, stun.AttrData,
+		stun.AttrXORRelayedAddress, stun.AttrRequestedTransport, stun.AttrRequestedAddressFamily,
+		stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm:
+		return true
+	}
+	return false
+}
+
+// iceAttribute says whether kind is one that ICE puts into Binding requests
+// (RFC 8445). They mean nothing to a relay, but a full agent's check against it is no error.
+func iceAttribute(kind stun.AttrType) bool {
+	return kind == stun.AttrPriority || kind == stun.AttrUseCandidate
+}
+
+// covered are the attributes of m that count: all up to MESSAGE-INTEGRITY, and after it only
+// MESSAGE-INTEGRITY-SHA256 and FINGERPRINT (RFC 8489 sections 14.5 to 14.7).
+func covered(m *stun.Message) stun.Attributes {
+	for i, a := range m.Attributes {
+		if a.Type == stun.AttrMessageIntegrity {
+			return m.Attributes[:i+1]
+		}
+	}
+	return m.Attributes
+}
+
+// unknown are the comprehension-required attributes among list that the server
+// does not understand, each once.
+func unknown(list stun.Attributes) []stun.AttrType {
+	var out []stun.AttrType
+next:
+	for _, a := range list {
+		if a.Type.Optional() || knownAttribute(uint16(a.Type)) {
+			continue
+		}
+		for _, seen := range out {
+			if seen == a.Type {
+				continue next
+			}
+		}
+		out = append(out, a.Type)
+	}
+	return out
+}
+
+// Request is an authenticated request of a client, its attributes decoded.
+type Request struct {
+	FiveTuple FiveTuple
+	Tx        TransactionID
+	Method    stun.Method
+	Username  string
+	Realm     string
+	Entropy   [32]byte // for an Allocate, set by the caller: ports are drawn from it
+
+	nonceReturned bool
+	malformed     bool // an attribute of the method does not decode
+	key           []byte
+	fingerprint   bool
+	software      string
+
+	transport    uint8
+	hasTransport bool
+	lifetime     uint32
+	hasLifetime  bool
+	family       uint8 // REQUESTED-ADDRESS-FAMILY: 1 is IPv4, 2 is IPv6, 0 absent
+	hasFamily    bool
+	channel      ChannelNumber
+	hasChannel   bool
+	peers        []netip.AddrPort
+}
+
+// decode reads the attributes of the method from list; the first of duplicates
+// counts, but for XOR-PEER-ADDRESS in a CreatePermission.
+func (q *Request) decode(m *stun.Message, list stun.Attributes) {
+	word := func(a stun.RawAttribute, has *bool) (uint32, bool) {
+		if *has {
+			return 0, false
+		}
+		*has = true
+		if len(a.Value) != 4 {
+			q.malformed = true
+			return 0, false
+		}
+		return binary.BigEndian.Uint32(a.Value), true
+	}
+	for _, a := range list {
+		switch a.Type {
+		case stun.AttrRequestedTransport:
+			if v, ok := word(a, &q.hasTransport); ok {
+				q.transport = uint8(v >> 24)
+			}
+		case stun.AttrLifetime:
+			if v, ok := word(a, &q.hasLifetime); ok {
+				q.lifetime = v
+			}
+		case stun.AttrRequestedAddressFamily:
+			if v, ok := word(a, &q.hasFamily); ok {
+				q.family = uint8(v >> 24)
+			}
+		case stun.AttrChannelNumber:
+			if v, ok := word(a, &q.hasChannel); ok {
+				q.channel = ChannelNumber(v >> 16)
+			}
+		case stun.AttrXORPeerAddress:
+			if len(q.peers) > 0 && q.Method != stun.MethodCreatePermission {
+				continue
+			}
+			peer, err := parseXOR(a.Value, m.Raw[4:stunHeader])
+			q.malformed = q.malformed || err != nil
+			q.peers = append(q.peers, peer)
+		}
+	}
+}

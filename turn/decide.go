@@ -1,0 +1,190 @@
+package turn
+
+import (
+	"net/netip"
+
+	"github.com/pion/stun/v3"
+)
+
+// Decision is what a request leads to: events to apply and an answer to send once
+// they, and all before them, are durable. Ports is set where an Allocate needs a port first:
+// then [DecideBound] decides.
+type Decision struct {
+	Events []Event
+	Reply  *Reply
+	Ports  *PortPlan
+}
+
+// Decide decides q at m by the state and the rules, and changes neither.
+func Decide(s *State, r *Rules, q *Request, m Moment) Decision {
+	a := s.byFiveTuple[q.FiveTuple]
+	if a != nil && a.Username != q.Username && q.Method != stun.MethodAllocate {
+		return q.refuse(CodeWrongCredentials)
+	}
+	if d, again := recall(s, r, q); again {
+		return d
+	}
+	switch q.Method {
+	case stun.MethodAllocate:
+		return allocate(s, r, q, a)
+	case stun.MethodRefresh:
+		return refresh(r, q, a)
+	case stun.MethodCreatePermission:
+		return createPermission(r, q, a)
+	case stun.MethodChannelBind:
+		return channelBind(s, r, q, a)
+	}
+	return q.refuse(CodeBadRequest)
+}
+
+func (q *Request) refuse(code int) Decision { return Decision{Reply: q.reply(code)} }
+
+// answered is the kind of event that answers a method with success. A Refresh
+// to zero is remembered as a refresh too.
+func answered(method stun.Method) Kind {
+	switch method {
+	case stun.MethodAllocate:
+		return KindAllocationCreated
+	case stun.MethodRefresh:
+		return KindAllocationRefreshed
+	case stun.MethodCreatePermission:
+		return KindPermissionInstalled
+	}
+	return KindChannelBound
+}
+
+// recall answers a retransmission as the first request was answered.
+func recall(s *State, r *Rules, q *Request) (Decision, bool) {
+	given, ok := s.answers.of[transactionOf(q.FiveTuple, answered(q.Method), q.Tx)]
+	if !ok {
+		return Decision{}, false
+	}
+	reply := q.reply(0)
+	switch q.Method {
+	case stun.MethodAllocate:
+		var relayed []netip.AddrPort
+		for _, p := range given.relayed {
+			if a := p.unpack(); a.IsValid() {
+				relayed = append(relayed, a)
+			}
+		}
+		reply.grant(r, q, relayed, given.lifetime)
+	case stun.MethodRefresh:
+		reply.lifetime, reply.hasLifetime = given.lifetime, true
+	}
+	return Decision{Reply: reply}, true
+}
+
+// grant fills in what a successful Allocate is told (RFC 8656 section 7.2).
+func (r *Reply) grant(rules *Rules, q *Request, relayed []netip.AddrPort, lifetime uint32) {
+	for _, a := range relayed {
+		r.relayed = append(r.relayed, rules.Shown(a))
+	}
+	r.mapped = q.FiveTuple.Client
+	r.lifetime, r.hasLifetime = lifetime, true
+}
+
+// refresh is RFC 8656 section 8.2.
+func refresh(r *Rules, q *Request, a *Allocation) Decision {
+	switch {
+	case a == nil:
+		return q.refuse(CodeAllocationMismatch)
+	case q.malformed:
+		return q.refuse(CodeBadRequest)
+	}
+	if q.hasFamily && !a.serves(q.family) {
+		return q.refuse(CodePeerFamilyMismatch)
+	}
+	reply := q.reply(0)
+	reply.hasLifetime = true
+	if q.hasLifetime && q.lifetime == 0 {
+		return Decision{Events: []Event{AllocationDeleted{Allocation: a.ID, Tx: q.Tx, Reason: ReasonClient}}, Reply: reply}
+	}
+	if r.Storage == RoomNone {
+		return q.refuse(CodeServerError)
+	}
+	reply.lifetime = r.lifetime(q)
+	return Decision{Events: []Event{AllocationRefreshed{Allocation: a.ID, Tx: q.Tx, Lifetime: reply.lifetime}}, Reply: reply}
+}
+
+// serves says whether a has a relayed address of a family as STUN numbers them.
+func (a *Allocation) serves(family uint8) bool {
+	for _, r := range a.Relayed {
+		if (family == 1 && r.Addr().Is4()) || (family == 2 && r.Addr().Is6()) {
+			return true
+		}
+	}
+	return false
+}
+
+// createPermission is RFC 8656 section 9.2: all of its peers, or none.
+func createPermission(r *Rules, q *Request, a *Allocation) Decision {
+	switch {
+	case a == nil:
+		return q.refuse(CodeAllocationMismatch)
+	case q.malformed, len(q.peers) == 0:
+		return q.refuse(CodeBadRequest)
+	}
+	events := make([]Event, 0, len(q.peers))
+	fresh := map[netip.Addr]bool{}
+	for _, p := range q.peers {
+		peer := r.Private(p).Addr()
+		if code := peerCode(r, a, peer); code != 0 {
+			return q.refuse(code)
+		}
+		if a.Permission(peer) == nil {
+			fresh[peer] = true
+		}
+		events = append(events, PermissionInstalled{Allocation: a.ID, Tx: q.Tx, Peer: peer})
+	}
+	switch {
+	case len(fresh) > 0 && len(a.Permissions)+len(fresh) > r.MaxPermissions:
+		return q.refuse(CodeInsufficientCapacity)
+	case r.Storage == RoomNone:
+		return q.refuse(CodeServerError)
+	}
+	return Decision{Events: events, Reply: q.reply(0)}
+}
+
+// peerCode says with what code a peer of a is refused, 0 for none.
+func peerCode(r *Rules, a *Allocation, peer netip.Addr) int {
+	if _, ok := a.RelayedFor(peer); !ok {
+		return CodePeerFamilyMismatch
+	}
+	if !r.permits(peer) {
+		return CodeForbidden
+	}
+	return 0
+}
+
+// channelBind is RFC 8656 section 12.2.
+func channelBind(s *State, r *Rules, q *Request, a *Allocation) Decision {
+	switch {
+	case a == nil:
+		return q.refuse(CodeAllocationMismatch)
+	case q.malformed, !q.hasChannel, len(q.peers) == 0,
+		q.channel < ChannelFirst, q.channel > r.LastChannel, q.peers[0].Port() == 0:
+		return q.refuse(CodeBadRequest)
+	}
+	peer := r.Private(q.peers[0])
+	bound, to := a.Channel(q.channel), a.ChannelTo(peer)
+	if (bound != nil && bound.Peer != peer) || (to != nil && to.Number != q.channel) {
+		return q.refuse(CodeBadRequest)
+	}
+	if code := peerCode(r, a, peer.Addr()); code != 0 {
+		return q.refuse(code)
+	}
+	switch {
+	case r.Guarded(peer.Addr()) && s.byRelayed[peer] == nil:
+		return q.refuse(CodeForbidden)
+	case bound == nil && len(a.Channels) >= r.MaxChannels,
+		a.Permission(peer.Addr()) == nil && len(a.Permissions) >= r.MaxPermissions:
+		return q.refuse(CodeInsufficientCapacity)
+	case r.Storage == RoomNone:
+		return q.refuse(CodeServerError)
+	}
+	return Decision{
+		Events: []Event{ChannelBound{Allocation: a.ID, Tx: q.Tx, Channel: q.channel, Peer: peer}},
+		Reply:  q.reply(0),
+	}
+}

@@ -1,0 +1,108 @@
+package turn
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Image is a State as plain data, sorted: equal states have equal images, and
+// one encoding. Snapshots are made of it.
+type Image struct {
+	Seq            Seq               `cbor:"1,keyasint"`
+	Moment         Moment            `cbor:"2,keyasint"`
+	Log            LogID             `cbor:"3,keyasint"`
+	Epoch          uint64            `cbor:"4,keyasint"`
+	LastAllocation AllocationID      `cbor:"5,keyasint"`
+	LastSealed     uint64            `cbor:"6,keyasint"`
+	LastSnapshot   SnapshotTaken     `cbor:"7,keyasint"`
+	Allocations    []AllocationImage `cbor:"8,keyasint"` // by id
+	Answers        []AnswerImage     `cbor:"9,keyasint"` // in the order they were given
+}
+
+// AllocationImage is an [Allocation] in an Image.
+type AllocationImage struct {
+	ID          AllocationID     `cbor:"1,keyasint"`
+	FiveTuple   FiveTuple        `cbor:"2,keyasint"`
+	Relayed     []netip.AddrPort `cbor:"3,keyasint"`
+	Transport   uint8            `cbor:"4,keyasint"`
+	Username    string           `cbor:"5,keyasint"`
+	Realm       string           `cbor:"6,keyasint"`
+	Created     Moment           `cbor:"7,keyasint"`
+	Deadline    Deadline         `cbor:"8,keyasint"`
+	Permissions []Permission     `cbor:"9,keyasint"`
+	Channels    []Channel        `cbor:"10,keyasint"`
+	Usage       []Usage          `cbor:"11,keyasint"`
+}
+
+// AnswerImage is a recent answer in an Image.
+type AnswerImage struct {
+	FiveTuple  FiveTuple        `cbor:"1,keyasint"`
+	Kind       Kind             `cbor:"2,keyasint"`
+	Tx         TransactionID    `cbor:"3,keyasint"`
+	Until      Deadline         `cbor:"4,keyasint"`
+	Allocation AllocationID     `cbor:"5,keyasint"`
+	Lifetime   uint32           `cbor:"6,keyasint"`
+	Relayed    []netip.AddrPort `cbor:"7,keyasint"`
+}
+
+// Image copies s. It shares slices with s, so it is to be encoded or dropped before the next Apply.
+func (s *State) Image() Image {
+	im := Image{
+		Seq: s.seq, Moment: s.moment, Log: s.log, Epoch: s.epoch,
+		LastAllocation: s.last, LastSealed: s.sealed, LastSnapshot: s.snapshot,
+		Allocations: make([]AllocationImage, 0, len(s.allocations)),
+		Answers:     make([]AnswerImage, 0, len(s.answers.live())),
+	}
+	for a := range s.Allocations() {
+		im.Allocations = append(im.Allocations, AllocationImage{
+			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
+			Username: a.Username, Realm: a.Realm, Created: a.Created, Deadline: a.Deadline,
+			Permissions: a.Permissions, Channels: a.Channels, Usage: a.Usage,
+		})
+	}
+	for _, r := range s.answers.live() {
+		given := s.answers.of[r.transaction]
+		one := AnswerImage{
+			FiveTuple: FiveTuple{Client: r.client.unpack(), Server: r.server.unpack(), Protocol: r.protocol},
+			Kind:      r.kind, Tx: r.tx, Until: r.until, Allocation: given.allocation, Lifetime: given.lifetime,
+		}
+		for _, p := range given.relayed {
+			if a := p.unpack(); a.IsValid() {
+				one.Relayed = append(one.Relayed, a)
+			}
+		}
+		im.Answers = append(im.Answers, one)
+	}
+	return im
+}
+
+// FromImage is the state that im is the image of. It keeps the slices of im.
+// An error means that im is not the image of any state.
+func FromImage(im Image) (*State, error) {
+	s := NewState()
+	s.seq, s.moment, s.log, s.epoch = im.Seq, im.Moment, im.Log, im.Epoch
+	s.last, s.sealed, s.snapshot = im.LastAllocation, im.LastSealed, im.LastSnapshot
+	for _, a := range im.Allocations {
+		if a.ID > s.last || s.allocations[a.ID] != nil || s.byFiveTuple[a.FiveTuple] != nil {
+			return nil, fmt.Errorf("image of state %d: allocation %d contradicts another", im.Seq, a.ID)
+		}
+		s.insert(&Allocation{
+			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
+			Username: a.Username, Realm: a.Realm, Created: a.Created, Deadline: a.Deadline,
+			Permissions: a.Permissions, Channels: a.Channels, Usage: a.Usage,
+		})
+	}
+	for _, r := range im.Answers {
+		t := transactionOf(r.FiveTuple, r.Kind, r.Tx)
+		given := answer{allocation: r.Allocation, lifetime: r.Lifetime}
+		if len(r.Relayed) > len(given.relayed) {
+			return nil, fmt.Errorf("image of state %d: an answer with %d addresses", im.Seq, len(r.Relayed))
+		}
+		for i, a := range r.Relayed {
+			given.relayed[i] = pack(a)
+		}
+		s.answers.of[t] = given
+		s.answers.queue = append(s.answers.queue, remembered{transaction: t, until: r.Until})
+	}
+	return s, nil
+}

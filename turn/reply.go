@@ -1,0 +1,98 @@
+package turn
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/pion/stun/v3"
+)
+
+// Reply is the answer to a request.
+type Reply struct {
+	Method          stun.Method
+	Tx              TransactionID
+	Code            int  // STUN error code, 0 for success
+	Unauthenticated bool // whoever asked has proved nothing: the answer is to be rate-limited
+	NonceReturned   bool // whoever asked has returned a nonce of ours, so the address is really theirs
+	Username        string
+
+	mapped      netip.AddrPort
+	relayed     []netip.AddrPort
+	lifetime    uint32
+	hasLifetime bool
+	realm       string // with nonce, on 401 and 438
+	nonce       string
+	unknown     []stun.AttrType
+	software    string
+	key         []byte // nil: no MESSAGE-INTEGRITY
+	fingerprint bool
+}
+
+// reply starts the answer to q, with code 0 for success.
+func (q *Request) reply(code int) *Reply {
+	return &Reply{
+		Method: q.Method, Tx: q.Tx, Code: code, NonceReturned: q.nonceReturned, Username: q.Username,
+		software: q.software, key: q.key, fingerprint: q.fingerprint,
+	}
+}
+
+var messages = sync.Pool{New: func() any { return stun.New() }}
+
+// Append appends the encoded answer to dst.
+func (r *Reply) Append(dst []byte) []byte {
+	m := messages.Get().(*stun.Message)
+	defer messages.Put(m)
+	m.Reset()
+	m.TransactionID = r.Tx
+	class := stun.ClassSuccessResponse
+	if r.Code != 0 {
+		class = stun.ClassErrorResponse
+	}
+	m.Type = stun.NewType(r.Method, class)
+	m.WriteHeader()
+	r.addAttributes(m)
+	if r.software != "" {
+		m.Add(stun.AttrSoftware, []byte(r.software))
+	}
+	if r.key != nil {
+		must(stun.MessageIntegrity(r.key).AddTo(m))
+	}
+	if r.fingerprint {
+		must(stun.Fingerprint.AddTo(m))
+	}
+	return append(dst, m.Raw...)
+}
+
+func (r *Reply) addAttributes(m *stun.Message) {
+	if r.Code != 0 {
+		must(stun.ErrorCodeAttribute{Code: stun.ErrorCode(r.Code), Reason: []byte(reasonPhrases[r.Code])}.AddTo(m))
+	}
+	if len(r.unknown) > 0 {
+		must(stun.UnknownAttributes(r.unknown).AddTo(m))
+	}
+	if r.nonce != "" {
+		m.Add(stun.AttrRealm, []byte(r.realm))
+		m.Add(stun.AttrNonce, []byte(r.nonce))
+	}
+	for _, a := range r.relayed {
+		addXOR(m, stun.AttrXORRelayedAddress, a)
+	}
+	if r.hasLifetime {
+		m.Add(stun.AttrLifetime, []byte{byte(r.lifetime >> 24), byte(r.lifetime >> 16), byte(r.lifetime >> 8), byte(r.lifetime)})
+	}
+	if r.mapped.IsValid() {
+		addXOR(m, stun.AttrXORMappedAddress, r.mapped)
+	}
+}
+
+func addXOR(m *stun.Message, kind stun.AttrType, a netip.AddrPort) {
+	must(stun.XORMappedAddress{IP: net.IP(a.Addr().AsSlice()), Port: int(a.Port())}.AddToAs(m, kind))
+}
+
+// must panics where a setter of the STUN codec refuses what this package made: a bug.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}

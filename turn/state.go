@@ -1,0 +1,191 @@
+package turn
+
+import (
+	"cmp"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// State is the fold of a log up to a sequence. It is not safe for concurrent
+// use: one goroutine owns it. What its methods return is for reading only, and
+// holds until the next Apply.
+type State struct {
+	seq      Seq
+	moment   Moment // of the last record
+	log      LogID
+	epoch    uint64
+	last     AllocationID
+	sealed   uint64
+	snapshot SnapshotTaken
+
+	allocations map[AllocationID]*Allocation
+	byFiveTuple map[FiveTuple]*Allocation
+	byRelayed   map[netip.AddrPort]*Allocation
+	byOwner     map[string]int // allocations by Owner
+	ends        ends
+	answers     answers
+}
+
+// NewState is the state before the first event.
+func NewState() *State {
+	return &State{
+		allocations: map[AllocationID]*Allocation{},
+		byFiveTuple: map[FiveTuple]*Allocation{},
+		byRelayed:   map[netip.AddrPort]*Allocation{},
+		byOwner:     map[string]int{},
+		answers:     newAnswers(),
+	}
+}
+
+// Seq is the sequence of the last event applied.
+func (s *State) Seq() Seq { return s.seq }
+
+// Moment is the moment of the last record.
+func (s *State) Moment() Moment { return s.moment }
+
+// Log names the log this is the fold of, zero before its first event.
+func (s *State) Log() LogID { return s.log }
+
+// Epoch is the epoch of the log, from 1.
+func (s *State) Epoch() uint64 { return s.epoch }
+
+// LastSealed is the number of the last segment that was sealed, zero for none.
+func (s *State) LastSealed() uint64 { return s.sealed }
+
+// LastSnapshot is the last snapshot that was taken; its At is zero for none.
+func (s *State) LastSnapshot() SnapshotTaken { return s.snapshot }
+
+// Len is the number of allocations.
+func (s *State) Len() int { return len(s.allocations) }
+
+// Allocation is the allocation id, nil where there is none.
+func (s *State) Allocation(id AllocationID) *Allocation { return s.allocations[id] }
+
+// ByFiveTuple is the allocation of a five-tuple, nil where there is none.
+func (s *State) ByFiveTuple(t FiveTuple) *Allocation { return s.byFiveTuple[t] }
+
+// ByRelayed is the allocation with the relayed transport address a, nil where there is none.
+func (s *State) ByRelayed(a netip.AddrPort) *Allocation { return s.byRelayed[a] }
+
+// Owned counts the allocations of an owner (see [Owner]).
+func (s *State) Owned(owner string) int { return s.byOwner[owner] }
+
+// Allocations walks the allocations in the order of their ids.
+func (s *State) Allocations() iter.Seq[*Allocation] {
+	return func(yield func(*Allocation) bool) {
+		for _, id := range slices.Sorted(maps.Keys(s.allocations)) {
+			if !yield(s.allocations[id]) {
+				return
+			}
+		}
+	}
+}
+
+// NextDeadline is the uptime at which the next thing ends, false where nothing will.
+func (s *State) NextDeadline() (time.Duration, bool) {
+	s.ends.build(s.allocations)
+	if len(s.ends.heap) == 0 {
+		return 0, false
+	}
+	return s.ends.heap[0].end, true
+}
+
+// Allocation is one client's allocation (RFC 8656 section 2.2).
+type Allocation struct {
+	ID          AllocationID
+	FiveTuple   FiveTuple
+	Relayed     []netip.AddrPort // one, or one per family
+	Transport   uint8
+	Username    string
+	Realm       string
+	Created     Moment
+	Deadline    Deadline
+	Permissions []Permission // by peer
+	Channels    []Channel    // by number
+	Usage       []Usage      // by channel, peer and path
+
+	end   time.Duration // earliest deadline of this and all it holds
+	index int           // in the heap of ends
+}
+
+// Permission lets one peer address send to the client (RFC 8656 section 9).
+type Permission struct {
+	Peer     netip.Addr `cbor:"1,keyasint"`
+	Deadline Deadline   `cbor:"2,keyasint"`
+}
+
+// Channel binds a number to a peer (RFC 8656 section 12).
+type Channel struct {
+	Number   ChannelNumber  `cbor:"1,keyasint"`
+	Peer     netip.AddrPort `cbor:"2,keyasint"`
+	Deadline Deadline       `cbor:"3,keyasint"`
+}
+
+// Usage is the last [UsageRecorded] of one binding on one path.
+type Usage struct {
+	Channel  ChannelNumber  `cbor:"1,keyasint"`
+	Peer     netip.AddrPort `cbor:"2,keyasint"`
+	Path     Path           `cbor:"3,keyasint"`
+	ToPeer   Count          `cbor:"4,keyasint"`
+	ToClient Count          `cbor:"5,keyasint"`
+}
+
+// Permission is the permission for peer, nil where there is none.
+func (a *Allocation) Permission(peer netip.Addr) *Permission {
+	if i, ok := slices.BinarySearchFunc(a.Permissions, peer, comparePermission); ok {
+		return &a.Permissions[i]
+	}
+	return nil
+}
+
+// Channel is the channel n, nil where it is not bound.
+func (a *Allocation) Channel(n ChannelNumber) *Channel {
+	if i, ok := slices.BinarySearchFunc(a.Channels, n, compareChannel); ok {
+		return &a.Channels[i]
+	}
+	return nil
+}
+
+// ChannelTo is the channel bound to peer, nil where there is none.
+func (a *Allocation) ChannelTo(peer netip.AddrPort) *Channel {
+	for i := range a.Channels {
+		if a.Channels[i].Peer == peer {
+			return &a.Channels[i]
+		}
+	}
+	return nil
+}
+
+// RelayedFor is the relayed transport address of the family of peer, false where
+// the allocation has none.
+func (a *Allocation) RelayedFor(peer netip.Addr) (netip.AddrPort, bool) {
+	for _, r := range a.Relayed {
+		if r.Addr().Is4() == peer.Is4() {
+			return r, true
+		}
+	}
+	return netip.AddrPort{}, false
+}
+
+func comparePermission(p Permission, peer netip.Addr) int { return p.Peer.Compare(peer) }
+
+func compareChannel(c Channel, n ChannelNumber) int { return cmp.Compare(c.Number, n) }
+
+func compareUsage(a, b Usage) int {
+	return cmp.Or(cmp.Compare(a.Channel, b.Channel), a.Peer.Compare(b.Peer), cmp.Compare(a.Path, b.Path))
+}
+
+// earliest is the first deadline among a and all it holds.
+func (a *Allocation) earliest() time.Duration {
+	end := a.Deadline.Uptime
+	for i := range a.Permissions {
+		end = min(end, a.Permissions[i].Deadline.Uptime)
+	}
+	for i := range a.Channels {
+		end = min(end, a.Channels[i].Deadline.Uptime)
+	}
+	return end
+}
