@@ -1,7 +1,6 @@
 package turn
 
 import (
-	"encoding/binary"
 	"iter"
 	"math/rand/v2"
 	"net/netip"
@@ -92,11 +91,4 @@ func (p *PortPlan) Candidates() iter.Seq[netip.AddrPort] {
 			}
 		}
 	}
-}
-
-// EntropyFrom spreads a counter over a key, for tests and replays that need
-// requests to be repeatable.
-func EntropyFrom(n uint64) (e [32]byte) {
-	binary.BigEndian.PutUint64(e[:], n)
-	return e
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pion/stun/v3"
 )
@@ -142,7 +143,7 @@ func (g *Gate) authenticate(q *Request, msg *stun.Message, m Moment) int {
 	name, hasName := list.Get(stun.AttrUsername)
 	_, hasRealm := list.Get(stun.AttrRealm)
 	nonce, hasNonce := list.Get(stun.AttrNonce)
-	if !hasName || !hasRealm || !hasNonce || len(mac) != 20 || len(name.Value) > MaxUsername {
+	if !hasName || !hasRealm || !hasNonce || len(mac) != 20 || len(name.Value) > MaxUsername || !utf8.Valid(name.Value) {
 		return CodeBadRequest
 	}
 	if !g.nonceValid(nonce.Value, q.FiveTuple.Client, m) {

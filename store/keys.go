@@ -1,0 +1,49 @@
+package store
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// LoadKey is the secret NAME of size bytes in dir/keys, which is drawn when it
+// is first asked for. It is durable when LoadKey returns.
+func LoadKey(dir, name string, size int) ([]byte, error) {
+	keys := filepath.Join(dir, keysName)
+	if err := os.MkdirAll(keys, 0o700); err != nil {
+		return nil, fmt.Errorf("load key %s: %w", name, err)
+	}
+	file := filepath.Join(keys, name)
+	key, err := os.ReadFile(file)
+	if err == nil {
+		if len(key) != size {
+			return nil, fmt.Errorf("load key %s: %d bytes, want %d", file, len(key), size)
+		}
+		return key, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("load key: %w", err)
+	}
+	key = make([]byte, size)
+	rand.Read(key)
+	return key, writeKey(keys, file, key)
+}
+
+// writeKey puts key in place whole or not at all.
+func writeKey(dir, file string, key []byte) error {
+	f, err := os.CreateTemp(dir, ".new-*") // 0600
+	if err != nil {
+		return fmt.Errorf("make key: %w", err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(key)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("make key: %w", err)
+	}
+	if err := os.Rename(f.Name(), file); err != nil {
+		return fmt.Errorf("make key: %w", err)
+	}
+	return syncDir(dir)
+}

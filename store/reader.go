@@ -1,0 +1,206 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"turnstone/migrations"
+	"turnstone/turn"
+)
+
+// Reader reads a log file that no daemon has open. It opens the file for each chunk and closes it
+// again, so that it never keeps a daemon from starting.
+type Reader struct {
+	file string
+}
+
+// readerWait is for how long a Reader waits for whoever has the file; another
+// reader is done sooner.
+const readerWait = 300 * time.Millisecond
+
+// OpenReader opens the log file for reading. The error is ErrInUse while a daemon has it open.
+func OpenReader(file string) (*Reader, error) {
+	r := &Reader{file: file}
+	if info, err := os.Stat(file); err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	} else if info.Size() == 0 {
+		return nil, &CorruptError{File: file, Err: errors.New("the file is empty")}
+	}
+	err := r.view(func(tx *bbolt.Tx) error {
+		version, err := migrations.Version(tx)
+		if err != nil {
+			return &CorruptError{File: file, Err: err}
+		}
+		pending, err := migrations.Pending(version)
+		if err == nil && len(pending) > 0 {
+			err = fmt.Errorf("schema %d, this program reads %d: run turnstone migrate up", version, migrations.Current)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Reader) name() string { return r.file }
+
+func (r *Reader) view(f func(*bbolt.Tx) error) error {
+	return guard(r.file, func() error {
+		db, err := bbolt.Open(r.file, 0o400, &bbolt.Options{ReadOnly: true, Timeout: readerWait})
+		if err != nil {
+			return openError(r.file, err)
+		}
+		return errors.Join(db.View(f), db.Close())
+	})
+}
+
+// Records yields the records from the one that holds from.
+func (r *Reader) Records(from turn.Seq) iter.Seq2[turn.Record, error] { return decoded(Raw(r, from)) }
+
+// Decoded decodes records in their stored form, wherever they come from.
+func Decoded(raw iter.Seq2[[]byte, error]) iter.Seq2[turn.Record, error] { return decoded(raw) }
+
+// StateAt folds records, which begin with the log, while more says so. The error is of the records.
+func StateAt(records iter.Seq2[turn.Record, error], more func(turn.Record) bool) (*turn.State, error) {
+	s := turn.NewState()
+	for r, err := range records {
+		if err != nil {
+			return nil, err
+		}
+		if !more(r) {
+			break
+		}
+		if err := s.Fold(r); err != nil {
+			return nil, &CorruptError{Seq: r.First, Err: err}
+		}
+	}
+	return s, nil
+}
+
+// Stat is what the file of a log is made of.
+type Stat struct {
+	File      string
+	Size      int64 // bytes of the file
+	PageSize  int
+	FreePages int
+	Schema    uint64
+	First     turn.Seq // of the events that are there; 0 for none
+	Last      turn.Seq
+	Records   uint64
+	Bytes     uint64 // of records
+	Segments  []Segment
+	Snapshots []Snapshot
+}
+
+// Segment is what Stat says of one.
+type Segment struct {
+	Number      uint64
+	First, Last turn.Seq
+	Records     uint64
+	Bytes       uint64
+	From, To    turn.Moment
+}
+
+// Stat describes the file, a segment in each transaction.
+func (l *Log) Stat() (Stat, error) { return statOf(l) }
+
+// Stat describes the file, a segment in each transaction.
+func (r *Reader) Stat() (Stat, error) { return statOf(r) }
+
+func statOf(s source) (Stat, error) {
+	st := Stat{File: s.name()}
+	var numbers [][]byte
+	err := s.view(func(tx *bbolt.Tx) (err error) {
+		st.Size, st.PageSize = tx.Size(), tx.DB().Info().PageSize
+		st.FreePages = tx.DB().Stats().FreePageN
+		if st.Schema, err = migrations.Version(tx); err != nil {
+			return err
+		}
+		return tx.Bucket(migrations.Segments).ForEachBucket(func(k []byte) error {
+			numbers = append(numbers, append([]byte(nil), k...))
+			return nil
+		})
+	})
+	if err != nil {
+		return st, err
+	}
+	for _, n := range numbers {
+		g, err := statSegment(s, n)
+		if err != nil {
+			return st, inFile(s.name(), err)
+		}
+		if st.First == 0 {
+			st.First = g.First
+		}
+		st.Last = g.Last
+		st.Records += g.Records
+		st.Bytes += g.Bytes
+		st.Segments = append(st.Segments, g)
+	}
+	ats, _, err := snapshotsIn(s)
+	if err != nil {
+		return st, err
+	}
+	for _, at := range ats {
+		p, err := statSnapshot(s, at)
+		if err != nil {
+			return st, err
+		}
+		st.Snapshots = append(st.Snapshots, p)
+	}
+	return st, nil
+}
+
+func statSegment(s source, n []byte) (Segment, error) {
+	g := Segment{Number: number(n)}
+	err := s.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(migrations.Segments).Bucket(n)
+		if b == nil {
+			return nil // retired meanwhile
+		}
+		c := b.Cursor()
+		for k, v := c.Seek(key(0)); k != nil; k, v = c.Next() {
+			g.Records++
+			g.Bytes += uint64(len(v))
+			if g.First == 0 {
+				first, err := parseEnvelope(v)
+				if err != nil {
+					return err
+				}
+				g.First, g.From = first.first, first.moment
+			}
+		}
+		if _, v := c.Last(); g.Records > 0 {
+			last, err := parseEnvelope(v)
+			if err != nil {
+				return err
+			}
+			g.Last, g.To = last.last(), last.moment
+		}
+		return nil
+	})
+	return g, err
+}
+
+func statSnapshot(s source, at turn.Seq) (Snapshot, error) {
+	p := Snapshot{At: at}
+	err := s.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(migrations.Snapshots).Bucket(key(uint64(at)))
+		if b == nil {
+			return nil
+		}
+		copy(p.Digest[:], b.Get(headKey))
+		c := b.Cursor()
+		for k, v := c.Seek(key(0)); k != nil; k, v = c.Next() {
+			p.Size += len(v)
+		}
+		return nil
+	})
+	return p, err
+}
