@@ -112,7 +112,10 @@ func (s *State) apply(e Event) error {
 	case SnapshotTaken:
 		s.snapshot = e
 		return nil
-	case RefusalsCounted, ServerStarted, ServerStopped, ConfigChanged, ClockWentBack, LogRecovered,
+	case ConfigChanged:
+		s.config = e.Digest
+		return nil
+	case RefusalsCounted, ServerStarted, ServerStopped, ClockWentBack, LogRecovered,
 		SegmentRetired, ProgramAttached, ProgramReplaced, DriftRepaired:
 		return nil
 	}

@@ -72,8 +72,11 @@ func covered(m *stun.Message) stun.Attributes {
 	return m.Attributes
 }
 
+// maxUnknown bounds UNKNOWN-ATTRIBUTES: one request cannot ask for a long answer.
+const maxUnknown = 64
+
 // unknown are the comprehension-required attributes among list that the server
-// does not understand, each once.
+// does not understand, each once, the first 64 of them.
 func unknown(list stun.Attributes) []stun.AttrType {
 	var out []stun.AttrType
 next:
@@ -86,7 +89,9 @@ next:
 				continue next
 			}
 		}
-		out = append(out, a.Type)
+		if out = append(out, a.Type); len(out) == maxUnknown {
+			break
+		}
 	}
 	return out
 }

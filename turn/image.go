@@ -17,6 +17,7 @@ type Image struct {
 	LastSnapshot   SnapshotTaken     `cbor:"7,keyasint"`
 	Allocations    []AllocationImage `cbor:"8,keyasint"` // by id
 	Answers        []AnswerImage     `cbor:"9,keyasint"` // in the order they were given
+	Config         [32]byte          `cbor:"10,keyasint"`
 }
 
 // AllocationImage is an [Allocation] in an Image.
@@ -49,7 +50,7 @@ type AnswerImage struct {
 func (s *State) Image() Image {
 	im := Image{
 		Seq: s.seq, Moment: s.moment, Log: s.log, Epoch: s.epoch,
-		LastAllocation: s.last, LastSealed: s.sealed, LastSnapshot: s.snapshot,
+		LastAllocation: s.last, LastSealed: s.sealed, LastSnapshot: s.snapshot, Config: s.config,
 		Allocations: make([]AllocationImage, 0, len(s.allocations)),
 		Answers:     make([]AnswerImage, 0, len(s.answers.live())),
 	}
@@ -82,6 +83,7 @@ func FromImage(im Image) (*State, error) {
 	s := NewState()
 	s.seq, s.moment, s.log, s.epoch = im.Seq, im.Moment, im.Log, im.Epoch
 	s.last, s.sealed, s.snapshot = im.LastAllocation, im.LastSealed, im.LastSnapshot
+	s.config = im.Config
 	for _, a := range im.Allocations {
 		if a.ID > s.last || s.allocations[a.ID] != nil || s.byFiveTuple[a.FiveTuple] != nil {
 			return nil, fmt.Errorf("image of state %d: allocation %d contradicts another", im.Seq, a.ID)

@@ -105,3 +105,12 @@ func (r Reason) String() string {
 	}
 	return fmt.Sprintf("reason(%d)", uint8(r))
 }
+
+// MarshalText is String: the names have one form in all output. Likewise below.
+func (t TransactionID) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+func (c ChannelNumber) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+func (p Protocol) MarshalText() ([]byte, error)      { return []byte(p.String()), nil }
+func (r Reason) MarshalText() ([]byte, error)        { return []byte(r.String()), nil }
+func (p Path) MarshalText() ([]byte, error)          { return []byte(p.String()), nil }
+func (id LogID) MarshalText() ([]byte, error)        { return []byte(id.String()), nil }
+func (b BootID) MarshalText() ([]byte, error)        { return []byte(b.String()), nil }

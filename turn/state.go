@@ -20,6 +20,7 @@ type State struct {
 	last     AllocationID
 	sealed   uint64
 	snapshot SnapshotTaken
+	config   [32]byte // digest of the configuration in force
 
 	allocations map[AllocationID]*Allocation
 	byFiveTuple map[FiveTuple]*Allocation
@@ -57,6 +58,9 @@ func (s *State) LastSealed() uint64 { return s.sealed }
 
 // LastSnapshot is the last snapshot that was taken; its At is zero for none.
 func (s *State) LastSnapshot() SnapshotTaken { return s.snapshot }
+
+// Config is the digest of the configuration in force, zero before the first.
+func (s *State) Config() [32]byte { return s.config }
 
 // Len is the number of allocations.
 func (s *State) Len() int { return len(s.allocations) }

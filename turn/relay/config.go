@@ -1,0 +1,114 @@
+package relay
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+
+	"github.com/pion/transport/v3"
+	"github.com/rs/zerolog"
+
+	"turnstone/turn"
+)
+
+// Log is what the server needs of the event log. Append makes a record durable: after
+// an error nobody knows whether it is, and only Recover, which yields what is, goes on.
+type Log interface {
+	Append(turn.Record) error
+	Recover() (*turn.State, error)
+	Room() turn.Room
+}
+
+// Datapath is a relay outside this process that carries what the log grants.
+// Withdraw returns when nothing is relayed any more that the events up to
+// a sequence revoked.
+type Datapath interface {
+	Withdraw(ctx context.Context, up turn.Seq) error
+}
+
+// Settings are what a reload replaces.
+type Settings struct {
+	Gate        *turn.Gate
+	Rules       turn.Rules
+	UnauthRate  int // answers a second to a source nobody authenticated, 0: no limit
+	UnauthBurst int
+	Digest      [32]byte // of the configuration they come from
+}
+
+// Config is what a server is made of.
+type Config struct {
+	Listeners []Listener
+	Settings  Settings
+	Log       Log
+	State     *turn.State   // the fold of Log; the server's from then on
+	Datapath  Datapath      // nil: there is none but userspace
+	Net       transport.Net // nil: real sockets
+	Logger    zerolog.Logger
+	Clock     func() turn.Moment // nil: the host's
+	Entropy   io.Reader          // nil: crypto/rand
+	Version   string
+	PID       int
+	Shards    int // loops over sockets; 0: one for each CPU
+}
+
+var errNoListener = errors.New("there is no address to listen on")
+
+func (c *Config) check() error {
+	if len(c.Listeners) == 0 {
+		return errNoListener
+	}
+	for _, l := range c.Listeners {
+		if l.Protocol != turn.UDP {
+			return fmt.Errorf("listen on %v/%v: only udp is supported", l.Protocol, l.Address)
+		}
+		if !l.Address.IsValid() || l.Address.Addr().IsUnspecified() {
+			return fmt.Errorf("listen on %v: not one address", l.Address)
+		}
+	}
+	if c.Clock == nil {
+		clock, err := HostClock()
+		if err != nil {
+			return err
+		}
+		c.Clock = clock
+	}
+	if c.Entropy == nil {
+		c.Entropy = rand.Reader
+	}
+	return nil
+}
+
+// surroundings are what the data path knows of the host's own addresses.
+type surroundings struct {
+	rules   turn.Rules
+	guarded map[netip.Addr]struct{} // where only live allocations are reachable
+}
+
+func newSurroundings(r turn.Rules) *surroundings {
+	s := &surroundings{rules: r, guarded: map[netip.Addr]struct{}{}}
+	own := r.Own
+	for _, l := range r.Relays {
+		own = append(own[:len(own):len(own)], l.IP)
+	}
+	for _, a := range own {
+		if r.Guarded(a) {
+			s.guarded[a] = struct{}{}
+		}
+	}
+	return s
+}
+
+func (s *surroundings) private(a netip.AddrPort) netip.AddrPort { return s.rules.Private(a) }
+func (s *surroundings) shown(a netip.AddrPort) netip.AddrPort   { return s.rules.Shown(a) }
+
+// reachable says whether a peer may be sent to, and heard: on an address of
+// this host only live allocations are.
+func (s *Server) reachable(peer netip.AddrPort) bool {
+	if _, guarded := s.surroundings.Load().guarded[peer.Addr()]; !guarded {
+		return true
+	}
+	return s.flows.relayed.get(peer) != nil
+}

@@ -1,0 +1,72 @@
+package relay
+
+import "sync/atomic"
+
+// Drop says why a datagram was not relayed or not answered.
+type Drop uint8
+
+// Reasons for a drop.
+const (
+	DropMalformed    Drop = iota // neither ChannelData nor STUN that is meant for a server
+	DropNoAllocation             // the client has none
+	DropNoChannel                // the channel is not bound, or over
+	DropNoPermission             // the peer has none, or it is over
+	DropGuarded                  // an address of this host that no live allocation has
+	DropTTL                      // the TTL or hop limit is used up
+	DropSend                     // the kernel did not take it
+	DropRateLimited              // an answer to somebody unauthenticated beyond the rate
+	DropBusy                     // a request while the writer's queue was full
+	DropUnsupported              // a Send indication with an attribute that is not supported
+	drops
+)
+
+var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "send", "rate-limited", "busy", "unsupported"}
+
+func (d Drop) String() string { return dropNames[d] }
+
+// stats are what the server counts, each on its own.
+type stats struct {
+	toPeerPackets, toPeerBytes     atomic.Uint64
+	toClientPackets, toClientBytes atomic.Uint64
+	drops                          [drops]atomic.Uint64
+	requests                       [16]atomic.Uint64  // by STUN method
+	replies                        [600]atomic.Uint64 // by code; 0 is success
+	commits, events                atomic.Uint64
+	recoveries                     atomic.Uint64
+}
+
+// Counters are what a server has done since it started.
+type Counters struct {
+	ToPeerPackets, ToPeerBytes     uint64
+	ToClientPackets, ToClientBytes uint64
+	Drops                          map[string]uint64
+	Requests                       map[uint16]uint64 // by STUN method
+	Replies                        map[int]uint64    // by STUN code, 0 for success
+	Commits, Events, Recoveries    uint64
+}
+
+// Counters reads the counters.
+func (s *Server) Counters() Counters {
+	c := Counters{
+		ToPeerPackets: s.stats.toPeerPackets.Load(), ToPeerBytes: s.stats.toPeerBytes.Load(),
+		ToClientPackets: s.stats.toClientPackets.Load(), ToClientBytes: s.stats.toClientBytes.Load(),
+		Commits: s.stats.commits.Load(), Events: s.stats.events.Load(), Recoveries: s.stats.recoveries.Load(),
+		Drops: map[string]uint64{}, Requests: map[uint16]uint64{}, Replies: map[int]uint64{},
+	}
+	for d := range drops {
+		c.Drops[d.String()] = s.stats.drops[d].Load()
+	}
+	for m := range s.stats.requests {
+		if n := s.stats.requests[m].Load(); n > 0 {
+			c.Requests[uint16(m)] = n
+		}
+	}
+	for code := range s.stats.replies {
+		if n := s.stats.replies[code].Load(); n > 0 {
+			c.Replies[code] = n
+		}
+	}
+	return c
+}
+
+func (s *stats) drop(d Drop) { s.drops[d].Add(1) }

@@ -1,0 +1,237 @@
+package relay
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"turnstone/turn"
+)
+
+// flows is the flow table: what the log grants, as the data path looks it up. The
+// committer changes it, the shards read it.
+type flows struct {
+	byID     map[turn.AllocationID]*flow // the committer's
+	relayed  stripes[*flow]              // by relayed address, for peers on this host
+	sockets  *socketPool
+	closing  []socket // of flows that were removed
+	listener func(netip.AddrPort, turn.Protocol) *listener
+}
+
+// stripes is a map by address in pieces with a lock each, so that shards do not
+// wait for each other.
+type stripes[V any] [32]struct {
+	mu sync.RWMutex // guards m
+	m  map[netip.AddrPort]V
+	_  [24]byte
+}
+
+func stripe(a netip.AddrPort) int {
+	ip := a.Addr().As16()
+	return int(uint16(ip[15])^uint16(ip[14])^a.Port()^a.Port()>>5) & 31
+}
+
+func (s *stripes[V]) get(a netip.AddrPort) V {
+	p := &s[stripe(a)]
+	p.mu.RLock()
+	v := p.m[a]
+	p.mu.RUnlock()
+	return v
+}
+
+func (s *stripes[V]) set(a netip.AddrPort, v V) {
+	p := &s[stripe(a)]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.m == nil {
+		p.m = map[netip.AddrPort]V{}
+	}
+	p.m[a] = v
+}
+
+func (s *stripes[V]) delete(a netip.AddrPort) {
+	p := &s[stripe(a)]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.m, a)
+}
+
+// apply publishes the events of a durable record that happened at m. It yields the final usage of
+// what ended.
+func (t *flows) apply(r turn.Record) (final []turn.Event) {
+	end := func(d time.Duration) int64 { return int64(r.Moment.Uptime + d) }
+	on := func(id turn.AllocationID, f func(*flow)) {
+		if fl := t.byID[id]; fl != nil {
+			f(fl)
+		}
+	}
+	for _, e := range r.Events {
+		switch e := e.(type) {
+		case turn.AllocationCreated:
+			t.add(e.Allocation, e.FiveTuple, e.Relayed, r.Moment.Uptime+time.Duration(e.Lifetime)*time.Second)
+		case turn.AllocationRefreshed:
+			on(e.Allocation, func(f *flow) { f.deadline.Store(end(time.Duration(e.Lifetime) * time.Second)) })
+		case turn.AllocationDeleted:
+			final = append(final, t.remove(e.Allocation)...)
+		case turn.AllocationExpired:
+			final = append(final, t.remove(e.Allocation)...)
+		case turn.PermissionInstalled:
+			on(e.Allocation, func(f *flow) { f.permit(e.Peer, time.Duration(end(turn.PermissionLifetime))) })
+		case turn.PermissionExpired:
+			on(e.Allocation, func(f *flow) { f.unpermit(e.Peer) })
+		case turn.PermissionRevoked:
+			on(e.Allocation, func(f *flow) { f.unpermit(e.Peer) })
+		case turn.ChannelBound:
+			on(e.Allocation, func(f *flow) {
+				f.permit(e.Peer.Addr(), time.Duration(end(turn.PermissionLifetime)))
+				f.bind(e.Channel, e.Peer, time.Duration(end(turn.ChannelLifetime)))
+			})
+		case turn.ChannelExpired:
+			on(e.Allocation, func(f *flow) { final = append(final, f.endChannel(e.Channel)...) })
+		case turn.ChannelRevoked:
+			on(e.Allocation, func(f *flow) { final = append(final, f.endChannel(e.Channel)...) })
+		}
+	}
+	return final
+}
+
+// endChannel removes a channel and yields its last usage.
+func (f *flow) endChannel(n turn.ChannelNumber) []turn.Event {
+	b := f.unbind(n)
+	if b == nil {
+		return nil
+	}
+	u := b.counters.usage(b.number, b.peer)
+	f.retire(u)
+	if u.ToPeer == b.counters.recorded.ToPeer && u.ToClient == b.counters.recorded.ToClient {
+		return nil
+	}
+	return []turn.Event{turn.UsageRecorded{
+		Allocation: f.id, Channel: n, Peer: b.peer, Path: u.Path, ToPeer: u.ToPeer, ToClient: u.ToClient,
+	}}
+}
+
+// add makes the flow of an allocation, whose sockets the pool has. Without them, or
+// without its listener, there is nothing to relay.
+func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.AddrPort, deadline time.Duration) *flow {
+	l := t.listener(ft.Server, ft.Protocol)
+	if l == nil {
+		return nil
+	}
+	f := &flow{
+		id: id, listener: l, client: ft.Client, toClient: sockaddrOf(ft.Client),
+		byNumber: map[turn.ChannelNumber]*binding{}, byPeer: map[netip.AddrPort]*binding{},
+		permissions: map[netip.Addr]*atomic.Int64{},
+	}
+	f.deadline.Store(int64(deadline))
+	for _, a := range addresses {
+		s, ok := t.sockets.take(a)
+		if !ok {
+			continue
+		}
+		f.sockets = append(f.sockets, &relayed{address: a, socket: s, flow: f})
+	}
+	t.byID[id] = f
+	for _, r := range f.sockets {
+		t.relayed.set(r.address, f)
+	}
+	l.flows.set(f.client, f)
+	for _, r := range f.sockets {
+		r.socket.serve(r)
+	}
+	return f
+}
+
+// remove ends a flow. Its sockets are left in closing: a shard may have them in hand.
+func (t *flows) remove(id turn.AllocationID) []turn.Event {
+	f := t.byID[id]
+	if f == nil {
+		return nil
+	}
+	f.gone.Store(true)
+	delete(t.byID, id)
+	if f.listener.flows.get(f.client) == f {
+		f.listener.flows.delete(f.client)
+	}
+	for _, r := range f.sockets {
+		t.relayed.delete(r.address)
+		t.closing = append(t.closing, r.socket)
+	}
+	return f.changedUsage()
+}
+
+// adopt makes the flow of an allocation of a replayed state.
+func (t *flows) adopt(a *turn.Allocation) {
+	f := t.add(a.ID, a.FiveTuple, a.Relayed, a.Deadline.Uptime)
+	if f == nil {
+		return
+	}
+	f.assume(a)
+}
+
+// assume makes the grants of f those of a.
+func (f *flow) assume(a *turn.Allocation) {
+	f.deadline.Store(int64(a.Deadline.Uptime))
+	for _, p := range a.Permissions {
+		f.permit(p.Peer, p.Deadline.Uptime)
+	}
+	for _, c := range a.Channels {
+		f.bind(c.Number, c.Peer, c.Deadline.Uptime)
+	}
+	for n := range f.byNumber {
+		if a.Channel(n) == nil {
+			f.unbind(n)
+		}
+	}
+	for peer := range f.permissions {
+		if a.Permission(peer) == nil {
+			f.unpermit(peer)
+		}
+	}
+	for _, u := range a.Usage {
+		if u.Path == turn.PathUserspace {
+			f.restore(u)
+		}
+	}
+}
+
+// restore sets the counters that u is about to u, unless they have counted already.
+func (f *flow) restore(u turn.Usage) {
+	c := &f.indications
+	if u.Channel != 0 {
+		b := f.byNumber[u.Channel]
+		if b == nil || b.peer != u.Peer {
+			f.retire(u)
+			return
+		}
+		c = &b.counters
+	}
+	if c.recorded == (turn.Usage{}) {
+		c.restore(u)
+	}
+}
+
+// reconcile makes t what s says, after a recovery.
+func (t *flows) reconcile(s *turn.State) {
+	for id := range t.byID {
+		if s.Allocation(id) == nil {
+			t.remove(id)
+		}
+	}
+	for a := range s.Allocations() {
+		if f := t.byID[a.ID]; f != nil {
+			f.assume(a)
+		} else {
+			t.adopt(a)
+		}
+	}
+}
+
+// usage is what changed since it was last recorded.
+func (t *flows) usage() (events []turn.Event) {
+	for _, f := range t.byID {
+		events = append(events, f.changedUsage()...)
+	}
+	return events
+}

@@ -1,0 +1,26 @@
+package relay
+
+import (
+	"net/netip"
+
+	"turnstone/turn"
+)
+
+// Listener is an address that clients send to. It must be one address, not a wildcard: the
+// five-tuple of an allocation names it.
+type Listener struct {
+	Address  netip.AddrPort
+	Protocol turn.Protocol
+}
+
+// listener is an open Listener with the flows of its clients.
+type listener struct {
+	Listener
+	fds   []int // one for each shard, or none over a virtual network
+	conn  packetConn
+	flows stripes[*flow] // by client
+}
+
+func (l *listener) fiveTuple(client netip.AddrPort) turn.FiveTuple {
+	return turn.FiveTuple{Client: client, Server: l.Address, Protocol: l.Protocol}
+}

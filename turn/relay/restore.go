@@ -1,0 +1,130 @@
+package relay
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"turnstone/turn"
+)
+
+func newWriter(s *Server, state *turn.State, rules turn.Rules) *writer {
+	return &writer{s: s, state: state, rules: rules, open: &batch{}, timer: time.NewTimer(time.Hour)}
+}
+
+// configured records that t is in force, and revokes what it forbids.
+func (w *writer) configured(t Settings) {
+	if t.Digest != w.state.Config() {
+		w.apply(turn.ConfigChanged{Digest: t.Digest})
+	}
+	w.apply(turn.Reconcile(w.state, &t.Rules, t.Gate)...)
+}
+
+// restore brings the state of the log to the present and opens its sockets.
+func (s *Server) restore() error {
+	w := s.writer
+	before := w.state.Moment()
+	now := s.clock()
+	w.open.begun, w.open.record.Moment = true, now
+	if w.state.Seq() == 0 {
+		e := turn.EpochBegan{Epoch: 1}
+		if _, err := io.ReadFull(s.config.Entropy, e.Log[:]); err != nil {
+			return fmt.Errorf("draw entropy: %w", err)
+		}
+		w.apply(e)
+	}
+	w.apply(turn.ServerStarted{Version: s.config.Version, PID: uint32(s.config.PID)})
+	if before.Wall > now.Wall && before.Boot != now.Boot {
+		w.apply(turn.ClockWentBack{Nanoseconds: uint64(before.Wall - now.Wall)})
+	}
+	if err := w.store(); err != nil {
+		return err
+	}
+	for {
+		events := turn.Expire(w.state, now, maxEvents)
+		if len(events) == 0 {
+			break
+		}
+		w.apply(events...)
+		if err := w.store(); err != nil {
+			return err
+		}
+	}
+	w.configured(s.config.Settings)
+	w.apply(s.reopen(w.state)...)
+	if err := w.store(); err != nil {
+		return err
+	}
+	for a := range w.state.Allocations() {
+		s.flows.adopt(a)
+	}
+	s.pool.closeAll()
+	return nil
+}
+
+// store appends the open record, before there is a committer.
+func (w *writer) store() error {
+	if len(w.open.record.Events) > 0 {
+		if err := w.s.config.Log.Append(w.open.record); err != nil {
+			return fmt.Errorf("record the start: %w", err)
+		}
+	}
+	m := w.open.record.Moment
+	w.open = &batch{begun: true}
+	w.open.record.Moment = m
+	return nil
+}
+
+// reopen opens the sockets of all allocations, and yields the end of those that
+// cannot go on: their listener is gone, or their port somebody else's.
+func (s *Server) reopen(state *turn.State) []turn.Event {
+	var all []*turn.Allocation
+	var gone []turn.Event
+	for a := range state.Allocations() {
+		if s.listenerOf(a.FiveTuple.Server, a.FiveTuple.Protocol) == nil {
+			s.log.Warn().Uint64("allocation", uint64(a.ID)).Stringer("listener", a.FiveTuple.Server).
+				Msg("allocation ends: its listener is not configured any more")
+			gone = append(gone, turn.AllocationDeleted{Allocation: a.ID, Reason: turn.ReasonListenerGone})
+			continue
+		}
+		all = append(all, a)
+	}
+	errs := make([]error, len(all))
+	var group errgroup.Group
+	workers := max(len(s.shards), 1)
+	for shard := range workers {
+		group.Go(func() error {
+			for i := shard; i < len(all); i += workers {
+				errs[i] = s.reopenOne(all[i], shard)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // the workers keep their errors in errs
+	for i, a := range all {
+		if errs[i] == nil {
+			continue
+		}
+		s.log.Warn().Err(errs[i]).Uint64("allocation", uint64(a.ID)).Msg("allocation ends: its relayed address cannot be bound again")
+		gone = append(gone, turn.AllocationDeleted{Allocation: a.ID, Reason: turn.ReasonPortTaken})
+	}
+	return gone
+}
+
+func (s *Server) reopenOne(a *turn.Allocation, shard int) error {
+	for i, r := range a.Relayed {
+		k, err := s.openRelayed(r, shard)
+		if err != nil {
+			for _, opened := range a.Relayed[:i] {
+				if k, ok := s.pool.take(opened); ok {
+					k.close()
+				}
+			}
+			return err
+		}
+		s.pool.put(r, k)
+	}
+	return nil
+}

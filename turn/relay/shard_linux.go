@@ -1,0 +1,344 @@
+package relay
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"turnstone/turn"
+)
+
+// shard is one loop over sockets: a listener socket of each listener, which the
+// kernel spreads clients over, and a share of the relayed ones.
+type shard struct {
+	server *Server
+	index  int
+	epoll  int
+	wake   int // eventfd: the server stops
+	in     *inbox
+	out    *outbox
+	slot   int // of in, that is free: those before are in out
+	now    int64
+
+	// turns counts the beginnings and ends of rounds: odd while the shard has
+	// sockets and flows in hand.
+	turns atomic.Uint64
+
+	lastClient netip.AddrPort // of the round
+	lastFlow   *flow
+	lastList   *listener
+}
+
+// endpoint is what a descriptor in a shard's epoll stands for.
+type endpoint struct {
+	listener *listener // of a listener socket
+	relayed  *relayed  // of a relayed socket
+}
+
+// endpoints finds endpoints by descriptor, without a lock.
+type endpoints struct {
+	chunks [4096]atomic.Pointer[[256]atomic.Pointer[endpoint]]
+}
+
+var errTooManyFiles = errors.New("too many open files for the server's tables")
+
+func (e *endpoints) get(fd int) *endpoint {
+	if c := e.chunks[fd>>8].Load(); c != nil {
+		return c[fd&255].Load()
+	}
+	return nil
+}
+
+func (e *endpoints) set(fd int, p *endpoint) {
+	c := e.chunks[fd>>8].Load()
+	if c == nil {
+		e.chunks[fd>>8].CompareAndSwap(nil, new([256]atomic.Pointer[endpoint]))
+		c = e.chunks[fd>>8].Load()
+	}
+	c[fd&255].Store(p)
+}
+
+func newShard(s *Server, index int) (*shard, error) {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("open epoll: %w", err)
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open eventfd: %w", err), unix.Close(ep))
+	}
+	h := &shard{server: s, index: index, epoll: ep, wake: wake, in: newInbox()}
+	h.out = newOutbox(func(n int, _ unix.Errno) { s.stats.drops[DropSend].Add(uint64(n)) })
+	return h, h.watch(wake)
+}
+
+func (h *shard) watch(fd int) error {
+	err := unix.EpollCtl(h.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
+	if err != nil {
+		return fmt.Errorf("watch descriptor %d: %w", fd, err)
+	}
+	return nil
+}
+
+func (h *shard) stop() { _, _ = unix.Write(h.wake, binary.NativeEndian.AppendUint64(nil, 1)) }
+
+func (h *shard) close() error { return errors.Join(unix.Close(h.wake), unix.Close(h.epoll)) }
+
+// rawSocket is a relayed transport address on a real socket.
+type rawSocket struct {
+	fd    int
+	shard *shard
+}
+
+func (r *rawSocket) serve(at *relayed) {
+	r.shard.server.endpoints.set(r.fd, &endpoint{relayed: at})
+	if err := r.shard.watch(r.fd); err != nil {
+		r.shard.server.log.Error().Err(err).Stringer("relayed", at.address).Msg("relayed socket is not served")
+	}
+}
+
+// close closes the descriptor. No shard may have it in hand: see Server.grace.
+func (r *rawSocket) close() {
+	r.shard.server.endpoints.set(r.fd, nil)
+	_ = unix.Close(r.fd)
+}
+
+// run serves until stopped. One round takes what is ready, sends what comes of it, and lets go.
+func (h *shard) run() error {
+	events := make([]unix.EpollEvent, 128)
+	for {
+		n, err := unix.EpollWait(h.epoll, events, -1)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("wait for sockets: %w", err)
+		}
+		h.turns.Add(1)
+		h.now = uptime()
+		stopped := h.round(events[:n])
+		h.turns.Add(1)
+		if stopped {
+			return nil
+		}
+	}
+}
+
+func (h *shard) round(events []unix.EpollEvent) (stopped bool) {
+	for _, e := range events {
+		fd := int(e.Fd)
+		if fd == h.wake {
+			stopped = true
+			continue
+		}
+		switch p := h.server.endpoints.get(fd); {
+		case p == nil:
+		case p.listener != nil:
+			h.fromClients(p.listener, fd)
+		default:
+			h.fromPeers(p.relayed, fd)
+		}
+	}
+	h.flush()
+	h.lastFlow, h.lastList = nil, nil
+	return stopped
+}
+
+func (h *shard) flush() {
+	h.out.flush()
+	h.slot = 0
+}
+
+// receive takes what fd has into free slots, which stay as they are until the next flush.
+func (h *shard) receive(fd int) (first, end int) {
+	if slots-h.slot < slots/4 {
+		h.flush()
+	}
+	n, _ := h.in.receive(fd, h.slot) // EAGAIN, or an error of the network that is about nobody
+	first = h.slot
+	h.slot += n
+	return first, h.slot
+}
+
+func (h *shard) fromClients(l *listener, fd int) {
+	first, end := h.receive(fd)
+	for i := first; i < end; i++ {
+		d := h.in.datagram(i)
+		for rest := d.data; ; {
+			frame := rest[:min(d.segment, len(rest))]
+			h.fromClient(l, fd, &d, frame)
+			if rest = rest[len(frame):]; len(rest) == 0 {
+				break
+			}
+		}
+	}
+}
+
+func (h *shard) fromClient(l *listener, fd int, d *datagram, frame []byte) {
+	st := &h.server.stats
+	switch turn.Classify(frame) {
+	case turn.FrameChannelData:
+		number, payload, err := turn.ParseChannelData(frame)
+		if err != nil {
+			st.drop(DropMalformed)
+			return
+		}
+		f := h.flowOf(l, d.from)
+		if f == nil {
+			st.drop(DropNoAllocation)
+			return
+		}
+		b := f.channel(number, h.now)
+		if b == nil || b.socket == nil {
+			st.drop(DropNoChannel)
+			return
+		}
+		h.toPeer(b.socket, b.peer, &b.toPeer, payload, d.hop, &b.counters)
+	case turn.FrameSTUN:
+		if turn.IsSend(frame) {
+			h.sendIndication(l, d, frame)
+			return
+		}
+		h.request(l, fd, d.from, frame)
+	default:
+		st.drop(DropMalformed)
+	}
+}
+
+// flowOf finds a client's flow; of a burst of one client it looks only once.
+func (h *shard) flowOf(l *listener, client netip.AddrPort) *flow {
+	if h.lastFlow != nil && h.lastList == l && h.lastClient == client && !h.lastFlow.gone.Load() {
+		return h.lastFlow
+	}
+	f := l.flows.get(client)
+	h.lastList, h.lastClient, h.lastFlow = l, client, f
+	return f
+}
+
+func (h *shard) sendIndication(l *listener, d *datagram, frame []byte) {
+	st := &h.server.stats
+	peer, payload, dontFragment, err := turn.ParseSend(frame)
+	switch {
+	case errors.Is(err, turn.ErrUnknown), err == nil && dontFragment:
+		st.drop(DropUnsupported)
+		return
+	case err != nil:
+		st.drop(DropMalformed)
+		return
+	}
+	f := h.flowOf(l, d.from)
+	if f == nil {
+		st.drop(DropNoAllocation)
+		return
+	}
+	peer = h.server.surroundings.Load().private(peer)
+	r := f.socketFor(peer.Addr())
+	if r == nil || peer.Port() == 0 || !f.permits(peer.Addr(), h.now) {
+		st.drop(DropNoPermission)
+		return
+	}
+	to := sockaddrOf(peer)
+	h.toPeer(r, peer, &to, payload, d.hop, &f.indications)
+}
+
+// toPeer sends payload from a relayed address to a peer.
+func (h *shard) toPeer(r *relayed, peer netip.AddrPort, to *sockaddr, payload []byte, hp hop, c *counters) {
+	st := &h.server.stats
+	switch {
+	case hp.ttl <= 1:
+		st.drop(DropTTL)
+		return
+	case !h.server.reachable(peer):
+		st.drop(DropGuarded)
+		return
+	}
+	hp.ttl--
+	c.toPeerPackets.Add(1)
+	c.toPeerBytes.Add(uint64(len(payload)))
+	st.toPeerPackets.Add(1)
+	st.toPeerBytes.Add(uint64(len(payload)))
+	h.out.push(r.socket.(*rawSocket).fd, to, nil, payload, hp, false)
+}
+
+func (h *shard) fromPeers(r *relayed, fd int) {
+	first, end := h.receive(fd)
+	for i := first; i < end; i++ {
+		d := h.in.datagram(i)
+		h.fromPeer(r, &d)
+	}
+}
+
+func (h *shard) fromPeer(r *relayed, d *datagram) {
+	f, st := r.flow, &h.server.stats
+	b, permitted := f.fromPeer(d.from, h.now)
+	switch {
+	case f.gone.Load():
+		st.drop(DropNoAllocation)
+		return
+	case !permitted:
+		st.drop(DropNoPermission)
+		return
+	case d.hop.ttl <= 1:
+		st.drop(DropTTL)
+		return
+	case !h.server.reachable(d.from):
+		st.drop(DropGuarded)
+		return
+	}
+	hp := hop{ttl: d.hop.ttl - 1, tos: d.hop.tos}
+	c := &f.indications
+	if b != nil {
+		c = &b.counters
+	}
+	fd := f.listener.fds[h.index]
+	for rest := d.data; ; {
+		payload := rest[:min(d.segment, len(rest))]
+		c.toClientPackets.Add(1)
+		c.toClientBytes.Add(uint64(len(payload)))
+		st.toClientPackets.Add(1)
+		st.toClientBytes.Add(uint64(len(payload)))
+		if b != nil {
+			h.out.room(fd, turn.ChannelHeader)
+			head := h.out.take(turn.ChannelHeader)[:turn.ChannelHeader]
+			turn.PutChannelHeader(head, b.number, len(payload))
+			h.out.push(fd, &f.toClient, head, payload, hp, false)
+		} else {
+			h.dataIndication(fd, f, d.from, payload, hp)
+		}
+		if rest = rest[len(payload):]; len(rest) == 0 {
+			return
+		}
+	}
+}
+
+func (h *shard) dataIndication(fd int, f *flow, peer netip.AddrPort, payload []byte, hp hop) {
+	n := len(payload) + turn.DataIndicationOverhead
+	h.out.room(fd, n)
+	shown := h.server.surroundings.Load().shown(peer)
+	frame := turn.AppendDataIndication(h.out.take(n), h.server.indicationID(), shown, payload)
+	h.out.push(fd, &f.toClient, frame, nil, hp, false)
+}
+
+// request takes a STUN request through the gate: it is answered here, or goes to the writer.
+func (h *shard) request(l *listener, fd int, client netip.AddrPort, frame []byte) {
+	reply := h.server.admit(l, h.index, client, frame, h.now)
+	if reply == nil {
+		return
+	}
+	h.out.room(fd, maxReply)
+	b := reply.Append(h.out.take(maxReply))
+	to := sockaddrOf(client)
+	h.out.push(fd, &to, b, nil, hop{}, true)
+}
+
+// uptime reads the boot-time clock.
+func uptime() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	return int64(time.Duration(ts.Sec)*time.Second) + int64(ts.Nsec)
+}

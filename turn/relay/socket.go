@@ -1,0 +1,45 @@
+package relay
+
+import (
+	"net/netip"
+	"sync"
+)
+
+// socket is a relayed transport address, or a listener, as it is opened and closed.
+type socket interface {
+	serve(r *relayed) // begins to receive for r
+	close()
+}
+
+// socketPool holds the sockets that were opened for allocations which are not durable yet.
+type socketPool struct {
+	mu sync.Mutex // guards open
+	m  map[netip.AddrPort]socket
+}
+
+func (p *socketPool) put(a netip.AddrPort, s socket) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.m == nil {
+		p.m = map[netip.AddrPort]socket{}
+	}
+	p.m[a] = s
+}
+
+func (p *socketPool) take(a netip.AddrPort) (socket, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, ok := p.m[a]
+	delete(p.m, a)
+	return s, ok
+}
+
+// closeAll closes what nobody took: sockets of events that were never durable.
+func (p *socketPool) closeAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for a, s := range p.m {
+		s.close()
+		delete(p.m, a)
+	}
+}

@@ -1,0 +1,324 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"turnstone/turn"
+)
+
+const (
+	maxEvents   = 2048                   // of one record, from which on it takes no more requests
+	maxAge      = 100 * time.Millisecond // of the open record, likewise
+	maxQueue    = 4096                   // requests waiting for the writer
+	expireLimit = 1024                   // events of one round of expiry
+)
+
+// request is an admitted request on its way to the writer.
+type request struct {
+	*turn.Request
+	listener *listener
+	shard    int
+}
+
+// batch is a record in the making with everything that waits for it.
+type batch struct {
+	record  turn.Record
+	replies []outgoing
+	bytes   []byte        // of the replies
+	after   []func(error) // called when the record is durable, or is not to be
+	begun   bool          // the record's moment is fixed
+	ends    bool          // some event ends a grant
+	usage   bool          // the committer is to post what usage is not recorded yet
+}
+
+// outgoing is an encoded reply: bytes[from:to] of its batch.
+type outgoing struct {
+	listener *listener
+	shard    int
+	client   netip.AddrPort
+	from, to int
+}
+
+func (b *batch) empty() bool {
+	return len(b.record.Events) == 0 && len(b.replies) == 0 && len(b.after) == 0
+}
+
+// full says whether b should take no more requests.
+func (b *batch) full(clock func() turn.Moment) bool {
+	return !b.empty() && (len(b.record.Events) >= maxEvents || clock().Uptime-b.record.Moment.Uptime > maxAge)
+}
+
+// settle tells everyone who waits for b what became of it.
+func (b *batch) settle(err error) {
+	for _, f := range b.after {
+		f(err)
+	}
+}
+
+// writer owns the state. It decides at the moment of the open record, which is read
+// once for all of it.
+type writer struct {
+	s       *Server
+	state   *turn.State
+	rules   turn.Rules
+	open    *batch
+	refused refused
+	timer   *time.Timer
+}
+
+// run decides until stop is closed and nothing is left to commit.
+func (w *writer) run(stop <-chan struct{}) error {
+	for {
+		var in <-chan request
+		var hand chan<- *batch
+		w.open.begun = !w.open.empty()
+		if !w.open.full(w.s.clock) {
+			in = w.s.requests
+		}
+		if !w.open.empty() {
+			hand = w.s.commits
+		}
+		w.schedule()
+		select {
+		case r := <-in:
+			w.requests(r)
+		case c := <-w.s.commands:
+			c(w)
+		case <-w.s.posted.wake:
+			w.apply(w.s.posted.take(maxEvents)...)
+		case hand <- w.open:
+			w.open = w.s.newBatch()
+		case <-w.timer.C:
+			w.begin()
+		case f := <-w.s.failures:
+			if err := w.recover(stop, f); err != nil {
+				return err
+			}
+		case <-stop:
+			return w.finish()
+		}
+	}
+}
+
+// schedule sets the timer to the next deadline. It looks at least once a second, since
+// timers stand still while the host is suspended and deadlines do not.
+func (w *writer) schedule() {
+	wait := time.Second
+	if next, ok := w.state.NextDeadline(); ok {
+		wait = max(min(wait, next-w.s.clock().Uptime), time.Millisecond)
+	}
+	w.timer.Reset(wait)
+}
+
+// requests takes r and what waits behind it.
+func (w *writer) requests(r request) {
+	w.request(r)
+	for range 63 {
+		select {
+		case r := <-w.s.requests:
+			w.request(r)
+		default:
+			return
+		}
+	}
+}
+
+// begin is the moment of the open record. The first to ask fixes it, and has
+// what is over by then expire.
+func (w *writer) begin() turn.Moment {
+	b := w.open
+	if !b.begun {
+		b.begun, b.record.Moment = true, w.s.clock()
+		w.rules.Storage = w.s.config.Log.Room()
+		w.add(turn.Expire(w.state, b.record.Moment, expireLimit))
+	}
+	return b.record.Moment
+}
+
+// apply puts events into the open record and the state.
+func (w *writer) apply(events ...turn.Event) {
+	if len(events) > 0 {
+		w.begin()
+		w.add(events)
+	}
+}
+
+func (w *writer) add(events []turn.Event) {
+	b := w.open
+	for _, e := range events {
+		if len(b.record.Events) == 0 {
+			b.record.First = w.state.Seq() + 1
+			w.state.Begin(b.record.Moment)
+		}
+		if err := w.state.Apply(e); err != nil {
+			panic(fmt.Sprintf("turnstone: the state refuses what was decided on it: %v", err))
+		}
+		b.record.Events = append(b.record.Events, e)
+		b.ends = b.ends || ends(e)
+	}
+}
+
+// ends says whether e ends something that may be relayed.
+func ends(e turn.Event) bool {
+	switch e.Kind() {
+	case turn.KindAllocationDeleted, turn.KindAllocationExpired, turn.KindPermissionExpired,
+		turn.KindPermissionRevoked, turn.KindChannelExpired, turn.KindChannelRevoked:
+		return true
+	}
+	return false
+}
+
+// request decides one request and encodes its answer, which waits for the record.
+func (w *writer) request(r request) {
+	m := w.begin()
+	if w.refused.again(w.open, r, m) {
+		return
+	}
+	d := turn.Decide(w.state, &w.rules, r.Request, m)
+	if d.Ports != nil {
+		d = turn.DecideBound(w.state, &w.rules, r.Request, m, w.bindPort(d.Ports, r.shard))
+	}
+	w.apply(d.Events...)
+	b := w.open
+	from := len(b.bytes)
+	b.bytes = d.Reply.Append(b.bytes)
+	b.replies = append(b.replies, outgoing{listener: r.listener, shard: r.shard, client: r.FiveTuple.Client, from: from, to: len(b.bytes)})
+	w.s.counted(d.Reply, r.FiveTuple.Client.Addr())
+	if d.Reply.Code != 0 {
+		w.refused.remember(r, b.bytes[from:], m)
+	}
+}
+
+// bindPort opens one of the addresses of a plan; none where none can be had.
+func (w *writer) bindPort(p *turn.PortPlan, shard int) []netip.AddrPort {
+	for a := range p.Candidates() {
+		s, err := w.s.openRelayed(a, shard)
+		if err == nil {
+			w.s.pool.put(a, s)
+			return []netip.AddrPort{a}
+		}
+		if !errors.Is(err, errAddressInUse) {
+			w.s.log.Error().Err(err).Msg("no relayed socket")
+			return nil
+		}
+	}
+	return nil
+}
+
+// recover opens the log again after f, and makes everything fit what it holds. Until
+// that succeeds nobody is answered.
+func (w *writer) recover(stop <-chan struct{}, f failure) error {
+	w.s.ready.Store(false)
+	w.s.stats.recoveries.Add(1)
+	w.s.log.Error().Err(f.err).Msg("the log failed: nobody is answered until it is open again")
+	f.batch.settle(f.err)
+	w.open.settle(f.err)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 30*time.Second) {
+		state, err := w.s.config.Log.Recover()
+		if err == nil {
+			w.resume(state, f.err)
+			return nil
+		}
+		w.s.log.Error().Err(err).Dur("retry", wait).Msg("the log cannot be opened")
+		if !w.pause(stop, wait) {
+			return fmt.Errorf("stopped while the log could not be opened: %w", err)
+		}
+	}
+}
+
+// pause waits and drops requests, which their clients repeat. Commands wait. It says whether to go on.
+func (w *writer) pause(stop <-chan struct{}, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			return true
+		case <-w.s.requests:
+			w.s.stats.drop(DropBusy)
+		case <-stop:
+			return false
+		}
+	}
+}
+
+// resume goes on from the state the log holds. The committer waits meanwhile.
+func (w *writer) resume(state *turn.State, cause error) {
+	w.state, w.open, w.refused = state, w.s.newBatch(), refused{}
+	w.s.flows.reconcile(state)
+	w.s.closeRemoved()
+	w.s.pool.closeAll()
+	w.apply(turn.LogRecovered{Cause: cause.Error()})
+	w.s.log.Info().Uint64("seq", uint64(state.Seq())).Msg("the log is open again")
+	w.s.ready.Store(true)
+	w.s.resumed <- struct{}{}
+}
+
+// finish commits what is left, the last usage, and that the server stopped.
+func (w *writer) finish() error {
+	w.open.usage = true
+	w.open.after = append(w.open.after, func(error) {})
+	if err := w.flush(); err != nil {
+		return err
+	}
+	for events := w.s.posted.take(maxEvents); len(events) > 0; events = w.s.posted.take(maxEvents) {
+		w.apply(events...)
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	w.apply(turn.ServerStopped{Signal: w.s.stopCause})
+	return w.flush()
+}
+
+// flush waits until the open record is durable.
+func (w *writer) flush() error {
+	if w.open.empty() {
+		return nil
+	}
+	done := make(chan error, 1)
+	w.open.after = append(w.open.after, func(err error) { done <- err })
+	w.s.commits <- w.open
+	w.open = w.s.newBatch()
+	select {
+	case err := <-done:
+		return err
+	case f := <-w.s.failures:
+		f.batch.settle(f.err)
+		w.s.resumed <- struct{}{}
+		return f.err
+	}
+}
+
+// do runs f in the writer and waits until what f saw and made is durable.
+func (s *Server) do(ctx context.Context, f func(*writer) error) error {
+	done := make(chan error, 1)
+	c := func(w *writer) {
+		w.begin()
+		err := f(w)
+		if err != nil {
+			done <- err
+			return
+		}
+		w.open.after = append(w.open.after, func(err error) { done <- err })
+	}
+	select {
+	case s.commands <- c:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.stopped:
+		return ErrStopped
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.stopped:
+		return ErrStopped
+	}
+}
