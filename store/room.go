@@ -104,3 +104,6 @@ func (r *room) fill() {
 
 // Room says how much the disk still takes. It is cheap: the answer is up to 250 ms old.
 func (l *Log) Room() turn.Room { return l.room.look(l.free.Load(), time.Now()) }
+
+// FreeBytes is the size of the free pages inside the file, which appends use first.
+func (l *Log) FreeBytes() int64 { return l.free.Load() }

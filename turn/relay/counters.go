@@ -69,4 +69,7 @@ func (s *Server) Counters() Counters {
 	return c
 }
 
+// Allocations is the number of allocations that are relayed for.
+func (s *Server) Allocations() int { return int(s.flows.len.Load()) }
+
 func (s *stats) drop(d Drop) { s.drops[d].Add(1) }

@@ -16,6 +16,7 @@ type flows struct {
 	relayed  stripes[*flow]              // by relayed address, for peers on this host
 	sockets  *socketPool
 	closing  []socket // of flows that were removed
+	len      atomic.Int64
 	listener func(netip.AddrPort, turn.Protocol) *listener
 }
 
@@ -133,6 +134,7 @@ func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.A
 		f.sockets = append(f.sockets, &relayed{address: a, socket: s, flow: f})
 	}
 	t.byID[id] = f
+	t.len.Add(1)
 	for _, r := range f.sockets {
 		t.relayed.set(r.address, f)
 	}
@@ -151,6 +153,7 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 	}
 	f.gone.Store(true)
 	delete(t.byID, id)
+	t.len.Add(-1)
 	if f.listener.flows.get(f.client) == f {
 		f.listener.flows.delete(f.client)
 	}

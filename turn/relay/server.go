@@ -86,7 +86,7 @@ func New(c Config) (*Server, error) {
 	if _, err := io.ReadFull(c.Entropy, s.indications[:]); err != nil {
 		return nil, fmt.Errorf("draw entropy: %w", err)
 	}
-	s.flows = flows{byID: map[turn.AllocationID]*flow{}, sockets: &s.pool, listener: s.listenerOf}
+	s.flows.byID, s.flows.sockets, s.flows.listener = map[turn.AllocationID]*flow{}, &s.pool, s.listenerOf
 	s.writer = newWriter(s, c.State, c.Settings.Rules)
 	s.use(c.Settings)
 	s.newReplier()

@@ -1,0 +1,105 @@
+// Package admin is the daemon's own interface: HTTP with JSON over a Unix socket that
+// only its user can open. The commands are its clients.
+package admin
+
+import (
+	"time"
+
+	"turnstone/store"
+	"turnstone/turn"
+)
+
+// Status is what a daemon says of itself.
+type Status struct {
+	Version     string            `json:"version"`
+	PID         int               `json:"pid"`
+	Started     time.Time         `json:"started"`
+	Ready       bool              `json:"ready"`
+	Draining    bool              `json:"draining"`
+	Listeners   []string          `json:"listeners"`
+	Relay       []string          `json:"relay"`
+	Realm       string            `json:"realm"`
+	Kernel      string            `json:"kernel"`
+	Log         string            `json:"log"`
+	Epoch       uint64            `json:"epoch"`
+	Seq         turn.Seq          `json:"seq"`
+	Room        string            `json:"room"`
+	Allocations int               `json:"allocations"`
+	Permissions int               `json:"permissions"`
+	Channels    int               `json:"channels"`
+	ToPeer      turn.Count        `json:"to_peer"`
+	ToClient    turn.Count        `json:"to_client"`
+	Drops       map[string]uint64 `json:"drops"`
+}
+
+// Allocation is an allocation as it is shown.
+type Allocation struct {
+	ID          turn.AllocationID `json:"id"`
+	Client      string            `json:"client"`
+	Server      string            `json:"server"`
+	Protocol    turn.Protocol     `json:"protocol"`
+	Relayed     []string          `json:"relayed"`
+	Username    string            `json:"username"`
+	Created     time.Time         `json:"created"`
+	Expires     time.Time         `json:"expires"`
+	Overdue     bool              `json:"overdue"`
+	Permissions []Permission      `json:"permissions" table:"-"`
+	Channels    []Channel         `json:"channels" table:"-"`
+	Usage       []Usage           `json:"usage" table:"-"`
+}
+
+// Permission is a permission as it is shown.
+type Permission struct {
+	Peer    string    `json:"peer"`
+	Expires time.Time `json:"expires"`
+	Overdue bool      `json:"overdue"`
+}
+
+// Channel is a channel as it is shown.
+type Channel struct {
+	Number  turn.ChannelNumber `json:"number"`
+	Peer    string             `json:"peer"`
+	Expires time.Time          `json:"expires"`
+	Overdue bool               `json:"overdue"`
+}
+
+// Usage is what the log knows a binding to have relayed.
+type Usage struct {
+	Channel  turn.ChannelNumber `json:"channel"`
+	Peer     string             `json:"peer"`
+	Path     turn.Path          `json:"path"`
+	ToPeer   turn.Count         `json:"to_peer"`
+	ToClient turn.Count         `json:"to_client"`
+}
+
+// Describe shows a as of m: when things end on the wall clock, and what is over already.
+func Describe(a *turn.Allocation, m turn.Moment) Allocation {
+	ends := func(d turn.Deadline) time.Time {
+		return m.WallTime().Add(d.Uptime - m.Uptime).Truncate(time.Millisecond)
+	}
+	out := Allocation{
+		ID: a.ID, Client: a.FiveTuple.Client.String(), Server: a.FiveTuple.Server.String(), Protocol: a.FiveTuple.Protocol,
+		Username: a.Username, Created: a.Created.WallTime(), Expires: ends(a.Deadline), Overdue: a.Deadline.Passed(m),
+		Permissions: []Permission{}, Channels: []Channel{}, Usage: []Usage{},
+	}
+	for _, r := range a.Relayed {
+		out.Relayed = append(out.Relayed, r.String())
+	}
+	for _, p := range a.Permissions {
+		out.Permissions = append(out.Permissions, Permission{Peer: p.Peer.String(), Expires: ends(p.Deadline), Overdue: p.Deadline.Passed(m)})
+	}
+	for _, c := range a.Channels {
+		out.Channels = append(out.Channels, Channel{Number: c.Number, Peer: c.Peer.String(), Expires: ends(c.Deadline), Overdue: c.Deadline.Passed(m)})
+	}
+	for _, u := range a.Usage {
+		one := Usage{Channel: u.Channel, Path: u.Path, ToPeer: u.ToPeer, ToClient: u.ToClient}
+		if u.Peer.IsValid() {
+			one.Peer = u.Peer.String()
+		}
+		out.Usage = append(out.Usage, one)
+	}
+	return out
+}
+
+// LogStat is what the log's file is made of.
+type LogStat = store.Stat

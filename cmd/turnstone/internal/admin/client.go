@@ -1,0 +1,141 @@
+package admin
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"net/http"
+	"strings"
+
+	"turnstone/store"
+	"turnstone/turn"
+)
+
+// ErrUnreachable says that no daemon answers at the socket.
+var ErrUnreachable = errors.New("the daemon cannot be reached")
+
+// Client asks a daemon.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient makes a Client for the socket at path. It does not connect yet.
+func NewClient(path string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	return &Client{socket: path, http: http.Client{Transport: &http.Transport{DialContext: dial}}}
+}
+
+func (c *Client) do(ctx context.Context, method, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://turnstone"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("%w at %s: %v", ErrUnreachable, c.socket, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	var problem struct{ Error string }
+	if json.NewDecoder(resp.Body).Decode(&problem) != nil || problem.Error == "" {
+		problem.Error = resp.Status
+	}
+	return nil, errors.New(strings.TrimSpace(problem.Error))
+}
+
+func call[T any](ctx context.Context, c *Client, method, path string) (out T, err error) {
+	resp, err := c.do(ctx, method, path)
+	if err != nil {
+		return out, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil {
+		return out, fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return out, nil
+}
+
+// Status asks how the daemon is.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return call[Status](ctx, c, http.MethodGet, "/v1/status")
+}
+
+// Allocations lists all allocations.
+func (c *Client) Allocations(ctx context.Context) ([]Allocation, error) {
+	return call[[]Allocation](ctx, c, http.MethodGet, "/v1/allocations")
+}
+
+// Allocation shows one.
+func (c *Client) Allocation(ctx context.Context, id turn.AllocationID) (Allocation, error) {
+	return call[Allocation](ctx, c, http.MethodGet, fmt.Sprintf("/v1/allocations/%d", id))
+}
+
+// CloseAllocation ends one.
+func (c *Client) CloseAllocation(ctx context.Context, id turn.AllocationID) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, fmt.Sprintf("/v1/allocations/%d/close", id))
+	return err
+}
+
+// Reload has the daemon read its configuration again.
+func (c *Client) Reload(ctx context.Context) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/reload")
+	return err
+}
+
+// Drain stops or resumes new allocations.
+func (c *Client) Drain(ctx context.Context, on bool) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, fmt.Sprintf("/v1/drain?on=%t", on))
+	return err
+}
+
+// LogStat describes the log's file.
+func (c *Client) LogStat(ctx context.Context) (store.Stat, error) {
+	return call[store.Stat](ctx, c, http.MethodGet, "/v1/log/stat")
+}
+
+// Raw streams the records of the log in their stored form; with follow it does not end by itself.
+func (c *Client) Raw(ctx context.Context, from turn.Seq, follow bool) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		resp, err := c.do(ctx, http.MethodGet, fmt.Sprintf("/v1/log/records?from=%d&follow=%t", from, follow))
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		defer resp.Body.Close()
+		body := bufio.NewReaderSize(resp.Body, 1<<16)
+		for {
+			var head [4]byte
+			if _, err := io.ReadFull(body, head[:]); err != nil {
+				yield(nil, fmt.Errorf("the daemon ended the log early: %w", err))
+				return
+			}
+			n := binary.BigEndian.Uint32(head[:])
+			if n == 0 {
+				return
+			}
+			raw := make([]byte, n)
+			if _, err := io.ReadFull(body, raw); err != nil {
+				yield(nil, fmt.Errorf("the daemon ended the log early: %w", err))
+				return
+			}
+			if !yield(raw, nil) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"turnstone/cmd/turnstone/internal/admin"
+	"turnstone/store"
+	"turnstone/turn"
+)
+
+// logSource is a log to read: a running daemon's, or a file.
+type logSource struct {
+	client *admin.Client // nil: the file
+	reader *store.Reader
+}
+
+// openLog asks the daemon, if one answers and no file is named, else opens the file.
+func (o *options) openLog(ctx context.Context) (*logSource, error) {
+	if o.db == "" {
+		client, err := o.client()
+		if err != nil {
+			return nil, err
+		}
+		_, err = client.Status(ctx)
+		if err == nil {
+			return &logSource{client: client}, nil
+		}
+		if !errors.Is(err, admin.ErrUnreachable) {
+			return nil, err
+		}
+	}
+	file, err := o.logFile()
+	if err != nil {
+		return nil, err
+	}
+	reader, err := store.OpenReader(file)
+	if errors.Is(err, store.ErrInUse) {
+		return nil, fmt.Errorf("%w: %w", err, admin.ErrUnreachable)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &logSource{reader: reader}, nil
+}
+
+func (s *logSource) raw(ctx context.Context, from turn.Seq) iter.Seq2[[]byte, error] {
+	if s.client != nil {
+		return s.client.Raw(ctx, from, false)
+	}
+	return store.Raw(s.reader, from)
+}
+
+func (s *logSource) records(ctx context.Context, from turn.Seq) iter.Seq2[turn.Record, error] {
+	return store.Decoded(s.raw(ctx, from))
+}
+
+func (s *logSource) stat(ctx context.Context) (store.Stat, error) {
+	if s.client != nil {
+		return s.client.LogStat(ctx)
+	}
+	return s.reader.Stat()
+}
+
+// verify checks all that can be checked from where it stands: of a running
+// daemon's log the records, of a file also its pages and snapshots.
+func (s *logSource) verify(ctx context.Context) (store.Report, error) {
+	if s.client != nil {
+		return store.Verify(s.client.Raw(ctx, 1, false))
+	}
+	return s.reader.Verify()
+}
