@@ -3,6 +3,7 @@ package store
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"math/bits"
 
 	"turnstone/turn"
@@ -10,6 +11,8 @@ import (
 
 // Hash is a SHA-256: of a record in the chain, or of a node in the tree.
 type Hash [sha256.Size]byte
+
+func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
 // leafHash is the RFC 6962 hash of the leaf of event seq: which event of the
 // log it is and when it happened, then its stored form.

@@ -33,10 +33,12 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation) Decision {
 		return q.refuse(CodeFamilyNotSupported)
 	case r.MaxPerOwner > 0 && s.byOwner[Owner(q.Username)] >= r.MaxPerOwner:
 		return q.refuse(CodeQuotaReached)
+	case q.reserve: // no port is reserved: RFC 8656 section 7.2, step 8
+		return q.refuse(CodeInsufficientCapacity)
 	case r.MaxAllocations > 0 && len(s.allocations) >= r.MaxAllocations, r.Draining, r.Storage != RoomFine:
 		return q.refuse(CodeInsufficientCapacity)
 	}
-	return Decision{Ports: &PortPlan{state: s, ip: relay.IP, first: r.FirstPort, last: r.LastPort, entropy: q.Entropy}}
+	return Decision{Ports: &PortPlan{state: s, ip: relay.IP, first: r.FirstPort, last: r.LastPort, even: q.evenPort, entropy: q.Entropy}}
 }
 
 // DecideBound ends what Decide began for an Allocate: relayed is what was bound
@@ -59,6 +61,7 @@ type PortPlan struct {
 	state       *State
 	ip          netip.Addr
 	first, last uint16
+	even        bool
 	entropy     [32]byte
 }
 
@@ -73,7 +76,7 @@ func (p *PortPlan) Candidates() iter.Seq[netip.AddrPort] {
 		tries := 0
 		propose := func(offset uint32) bool {
 			a := netip.AddrPortFrom(p.ip, p.first+uint16(offset))
-			if p.state.byRelayed[a] != nil {
+			if p.state.byRelayed[a] != nil || (p.even && a.Port()%2 != 0) {
 				return true
 			}
 			tries++

@@ -41,14 +41,14 @@ var reasonPhrases = map[int]string{
 }
 
 // knownAttribute says whether the server understands a comprehension-required
-// attribute. EVEN-PORT, RESERVATION-TOKEN and DONT-FRAGMENT are not: RFC 8656
-// section 7.2 has such servers answer 420.
+// attribute. RESERVATION-TOKEN and DONT-FRAGMENT are not: RFC 8656 section 7.2
+// has such servers answer 420.
 func knownAttribute(kind uint16) bool {
 	switch stun.AttrType(kind) {
 	case stun.AttrMappedAddress, stun.AttrUsername, stun.AttrMessageIntegrity, stun.AttrErrorCode,
 		stun.AttrUnknownAttributes, stun.AttrRealm, stun.AttrNonce, stun.AttrXORMappedAddress,
 		stun.AttrChannelNumber, stun.AttrLifetime, stun.AttrXORPeerAddress, stun.AttrData,
-		stun.AttrXORRelayedAddress, stun.AttrRequestedTransport, stun.AttrRequestedAddressFamily,
+		stun.AttrXORRelayedAddress, stun.AttrEvenPort, stun.AttrRequestedTransport, stun.AttrRequestedAddressFamily,
 		stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm:
 		return true
 	}
@@ -117,6 +117,8 @@ type Request struct {
 	hasLifetime  bool
 	family       uint8 // REQUESTED-ADDRESS-FAMILY: 1 is IPv4, 2 is IPv6, 0 absent
 	hasFamily    bool
+	evenPort     bool // EVEN-PORT
+	reserve      bool // its R bit: the next port too
 	channel      ChannelNumber
 	hasChannel   bool
 	peers        []netip.AddrPort
@@ -149,6 +151,12 @@ func (q *Request) decode(m *stun.Message, list stun.Attributes) {
 		case stun.AttrRequestedAddressFamily:
 			if v, ok := word(a, &q.hasFamily); ok {
 				q.family = uint8(v >> 24)
+			}
+		case stun.AttrEvenPort:
+			if !q.evenPort {
+				q.evenPort = true
+				q.malformed = q.malformed || len(a.Value) != 1
+				q.reserve = len(a.Value) == 1 && a.Value[0]&0x80 != 0
 			}
 		case stun.AttrChannelNumber:
 			if v, ok := word(a, &q.hasChannel); ok {

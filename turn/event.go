@@ -147,8 +147,8 @@ func (p Path) String() string {
 // Count is what was relayed in one direction: datagrams, and bytes of
 // application data (neither headers nor padding).
 type Count struct {
-	Packets uint64 `cbor:"1,keyasint"`
-	Bytes   uint64 `cbor:"2,keyasint"`
+	Packets uint64 `cbor:"1,keyasint" json:"packets"`
+	Bytes   uint64 `cbor:"2,keyasint" json:"bytes"`
 }
 
 // UsageRecorded says how much a binding has relayed on one path since its

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"strconv"
 )
 
 // Seq numbers the events of a log: 1 is the first, and there are no gaps.
@@ -114,3 +115,40 @@ func (r Reason) MarshalText() ([]byte, error)        { return []byte(r.String())
 func (p Path) MarshalText() ([]byte, error)          { return []byte(p.String()), nil }
 func (id LogID) MarshalText() ([]byte, error)        { return []byte(id.String()), nil }
 func (b BootID) MarshalText() ([]byte, error)        { return []byte(b.String()), nil }
+
+// UnmarshalText is the opposite of MarshalText. Likewise below.
+func (c *ChannelNumber) UnmarshalText(b []byte) error {
+	n, err := strconv.ParseUint(string(b), 0, 16)
+	*c = ChannelNumber(n)
+	return err
+}
+
+func (p *Protocol) UnmarshalText(b []byte) error {
+	return named(p, b, UDP, TCP, TLS, DTLS)
+}
+
+func (p *Path) UnmarshalText(b []byte) error {
+	return named(p, b, PathUserspace, PathKernel)
+}
+
+func (id *LogID) UnmarshalText(b []byte) error { return unhex(id[:], b) }
+func (b *BootID) UnmarshalText(t []byte) error { return unhex(b[:], t) }
+
+// named sets v to the one of values that is written as text.
+func named[T fmt.Stringer](v *T, text []byte, values ...T) error {
+	for _, x := range values {
+		if x.String() == string(text) {
+			*v = x
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no %T", text, *v)
+}
+
+func unhex(dst, text []byte) error {
+	n, err := hex.Decode(dst, text)
+	if err == nil && n != len(dst) {
+		err = fmt.Errorf("%d bytes, want %d", n, len(dst))
+	}
+	return err
+}

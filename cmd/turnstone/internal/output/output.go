@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"golang.org/x/term"
 )
@@ -117,6 +118,8 @@ func columns(row any, table bool) (names, cells []string) {
 // Text is a value as one cell.
 func Text(v any) string {
 	switch v := v.(type) {
+	case time.Time:
+		return v.Format("2006-01-02T15:04:05.000Z07:00")
 	case fmt.Stringer:
 		return v.String()
 	case string:
@@ -132,8 +135,18 @@ func Text(v any) string {
 		parts := make([]string, len(keys))
 		for i, k := range keys {
 			parts[i] = k + "=" + Text(v[k])
+			if _, nested := v[k].(map[string]any); nested {
+				parts[i] = k + "={" + Text(v[k]) + "}"
+			}
 		}
 		return strings.Join(parts, " ")
+	}
+	if list := reflect.ValueOf(v); list.Kind() == reflect.Slice {
+		parts := make([]string, list.Len())
+		for i := range parts {
+			parts[i] = Text(list.Index(i).Interface())
+		}
+		return strings.Join(parts, ",")
 	}
 	if b, err := json.Marshal(v); err == nil {
 		return strings.Trim(string(b), `"`)
