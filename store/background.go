@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"time"
 
-	"go.etcd.io/bbolt"
-
 	"turnstone/migrations"
 	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
 )
 
 // Background does what need not be done at once, until ctx ends: it has sealed segments

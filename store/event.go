@@ -3,10 +3,10 @@ package store
 import (
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"turnstone/migrations"
 	"turnstone/turn"
+
+	"github.com/fxamacker/cbor/v2"
 )
 
 // An event is stored as the CBOR array [kind, body], body a map with integer keys.

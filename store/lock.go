@@ -33,7 +33,7 @@ func takeLock(file string) (*os.File, error) {
 		pid, _ := strconv.Atoi(strings.TrimSpace(string(holder[:n])))
 		return nil, &LockedError{File: file, PID: pid}
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
 	}
 	if err != nil {

@@ -9,11 +9,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
-
 	"turnstone/migrations"
 	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 // Names in the directory of a log.
@@ -170,9 +171,9 @@ func makeFile(file string) (fresh bool, err error) {
 // openError says what bbolt's refusal to open means.
 func openError(file string, err error) error {
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, berrors.ErrTimeout):
 		return fmt.Errorf("%s is in use by another process: %w", file, ErrInUse)
-	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
 		return &CorruptError{File: file, Err: err}
 	}
 	return fmt.Errorf("open %s: %w", file, err)

@@ -35,8 +35,10 @@ func created(n int) turn.AllocationCreated {
 }
 
 func bound(n int, c turn.ChannelNumber) turn.ChannelBound {
-	return turn.ChannelBound{Allocation: turn.AllocationID(n), Tx: tx(n<<8 + int(c)), Channel: c,
-		Peer: netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(c)}), 4000)}
+	return turn.ChannelBound{
+		Allocation: turn.AllocationID(n), Tx: tx(n<<8 + int(c)), Channel: c,
+		Peer: netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(c)}), 4000),
+	}
 }
 
 func openTest(t testing.TB, dir string, o Options) *Log {

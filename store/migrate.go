@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"os"
 
-	"go.etcd.io/bbolt"
-
 	"turnstone/migrations"
+
+	"go.etcd.io/bbolt"
 )
 
 // Schema is the schema of a log's file.

@@ -7,10 +7,10 @@ import (
 	"iter"
 	"os"
 
-	"go.etcd.io/bbolt"
-
 	"turnstone/migrations"
 	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
 )
 
 // chunkSize bounds what one read transaction copies, in bytes: a reader that

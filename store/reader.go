@@ -7,10 +7,10 @@ import (
 	"os"
 	"time"
 
-	"go.etcd.io/bbolt"
-
 	"turnstone/migrations"
 	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
 )
 
 // Reader reads a log file that no daemon has open. It opens the file for each chunk and closes it

@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"iter"
 
-	"go.etcd.io/bbolt"
-
 	"turnstone/migrations"
 	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
 )
 
 // replay folds the log from its newest good snapshot on, and sets l up to append to it. The

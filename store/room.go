@@ -6,9 +6,9 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"turnstone/turn"
+
+	"golang.org/x/sys/unix"
 )
 
 // room knows how much the disk still takes: the free space of the file system

@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"os"
 
-	"go.etcd.io/bbolt"
-
 	"turnstone/migrations"
 	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
 )
 
 // A snapshot is a bucket named by the sequence it is the fold up to. Its chunks

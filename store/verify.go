@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"iter"
 
-	"go.etcd.io/bbolt"
-
 	"turnstone/migrations"
 	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
 )
 
 // Report is what a verification went through, and where it ended.

@@ -6,12 +6,12 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/store"
 	"turnstone/turn"
+
+	"github.com/spf13/cobra"
 )
 
 func allocationCommand(o *options) *cobra.Command {

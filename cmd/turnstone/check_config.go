@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
-
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/output"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // hideAllBut hides flags from the help, those named excepted.

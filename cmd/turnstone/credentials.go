@@ -4,11 +4,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/turn"
+
+	"github.com/spf13/cobra"
 )
 
 type credentialRow struct {

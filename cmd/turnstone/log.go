@@ -11,11 +11,11 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/spf13/cobra"
-
 	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/store"
 	"turnstone/turn"
+
+	"github.com/spf13/cobra"
 )
 
 func logCommand(o *options) *cobra.Command {
@@ -157,7 +157,7 @@ func logTail(o *options) *cobra.Command {
 				return r.First+turn.Seq(i) >= from, true
 			}, true)
 			if cmd.Context().Err() != nil {
-				return nil // the user has seen enough
+				return nil //nolint:nilerr // the user has seen enough
 			}
 			return err
 		},

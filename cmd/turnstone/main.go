@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -22,7 +23,8 @@ func signalled() (context.Context, func() string, context.CancelFunc) {
 		signal.Stop(signals)
 	}()
 	cause := func() string {
-		if s, ok := context.Cause(ctx).(signalError); ok {
+		var s signalError
+		if errors.As(context.Cause(ctx), &s) {
 			return s.String()
 		}
 		return "error"

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"github.com/spf13/cobra"
-
 	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/migrations"
 	"turnstone/store"
+
+	"github.com/spf13/cobra"
 )
 
 func migrateCommand(o *options) *cobra.Command {

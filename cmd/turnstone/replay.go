@@ -4,12 +4,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/store"
 	"turnstone/turn"
+
+	"github.com/spf13/cobra"
 )
 
 // replayed is the state at a moment as it is shown.

@@ -7,11 +7,11 @@ import (
 	"io"
 	"path/filepath"
 
-	"github.com/spf13/cobra"
-
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/store"
+
+	"github.com/spf13/cobra"
 )
 
 // Exit codes.

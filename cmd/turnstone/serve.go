@@ -15,19 +15,19 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/rs/zerolog"
-	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
-	"golang.org/x/term"
-
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/metrics"
 	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 )
 
 func serveCommand(o *options) *cobra.Command {

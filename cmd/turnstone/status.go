@@ -3,9 +3,9 @@ package main
 import (
 	"fmt"
 
-	"github.com/spf13/cobra"
-
 	"turnstone/cmd/turnstone/internal/output"
+
+	"github.com/spf13/cobra"
 )
 
 func statusCommand(o *options) *cobra.Command {

@@ -5,9 +5,9 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"turnstone/turn"
+
+	"golang.org/x/sys/unix"
 )
 
 const (

@@ -8,10 +8,10 @@ import (
 	"io"
 	"net/netip"
 
+	"turnstone/turn"
+
 	"github.com/pion/transport/v3"
 	"github.com/rs/zerolog"
-
-	"turnstone/turn"
 )
 
 // Log is what the server needs of the event log. Append makes a record durable: after

@@ -135,7 +135,7 @@ func (f *flow) permit(peer netip.Addr, until time.Duration) {
 }
 
 // bind binds or refreshes a channel.
-func (f *flow) bind(n turn.ChannelNumber, peer netip.AddrPort, until time.Duration) *binding {
+func (f *flow) bind(n turn.ChannelNumber, peer netip.AddrPort, until time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	b := f.byNumber[n]
@@ -145,7 +145,6 @@ func (f *flow) bind(n turn.ChannelNumber, peer netip.AddrPort, until time.Durati
 		f.byNumber[n], f.byPeer[peer] = b, b
 	}
 	b.deadline.Store(int64(until))
-	return b
 }
 
 func (f *flow) unbind(n turn.ChannelNumber) *binding {

@@ -69,7 +69,7 @@ func (in *inbox) receive(fd, first int) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.headers[first])),
 		uintptr(slots-first), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
-		return 0, unix.Errno(errno)
+		return 0, errno
 	}
 	return int(n), 0
 }
@@ -228,7 +228,7 @@ func (o *outbox) flush() {
 		if t := &o.trains[sent]; t.segments > 1 && errno != unix.EAGAIN {
 			o.singly(sent)
 		} else if o.dropped != nil {
-			o.dropped(t.segments, unix.Errno(errno))
+			o.dropped(t.segments, errno)
 		}
 		sent++
 	}
@@ -289,7 +289,7 @@ func (o *outbox) singly(i int) {
 		h.hdr.Iov = &o.iovecs[t.first+s*t.per]
 		_, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(o.fd), uintptr(unsafe.Pointer(&h)), 1, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		if errno != 0 && o.dropped != nil {
-			o.dropped(1, unix.Errno(errno))
+			o.dropped(1, errno)
 		}
 	}
 }

@@ -5,9 +5,9 @@ import (
 	"net"
 	"net/netip"
 
-	"golang.org/x/sys/unix"
-
 	"turnstone/turn"
+
+	"golang.org/x/sys/unix"
 )
 
 // packetConn is a socket of a network that is not the host's: a virtual one in tests.
@@ -120,7 +120,8 @@ func (s *Server) netFromPeer(r *relayed, peer netip.AddrPort, payload []byte) {
 		s.stats.drop(DropGuarded)
 		return
 	}
-	c, frame := &f.indications, []byte(nil)
+	c := &f.indications
+	var frame []byte
 	if b != nil {
 		c = &b.counters
 		frame = append(make([]byte, turn.ChannelHeader, turn.ChannelHeader+len(payload)), payload...)

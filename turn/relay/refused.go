@@ -4,9 +4,9 @@ import (
 	"net/netip"
 	"sync"
 
-	"github.com/pion/stun/v3"
-
 	"turnstone/turn"
+
+	"github.com/pion/stun/v3"
 )
 
 // refused remembers refusals for as long as a request may be repeated, so that

@@ -5,9 +5,9 @@ import (
 	"io"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"turnstone/turn"
+
+	"golang.org/x/sync/errgroup"
 )
 
 func newWriter(s *Server, state *turn.State, rules turn.Rules) *writer {

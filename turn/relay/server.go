@@ -11,12 +11,12 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"turnstone/turn"
+
 	"github.com/pion/stun/v3"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"turnstone/turn"
 )
 
 // maxReply bounds an encoded reply, in bytes.

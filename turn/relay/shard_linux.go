@@ -8,9 +8,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"turnstone/turn"
+
+	"golang.org/x/sys/unix"
 )
 
 // shard is one loop over sockets: a listener socket of each listener, which the
@@ -340,5 +340,5 @@ func (h *shard) request(l *listener, fd int, client netip.AddrPort, frame []byte
 func uptime() int64 {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
-	return int64(time.Duration(ts.Sec)*time.Second) + int64(ts.Nsec)
+	return int64(time.Duration(ts.Sec)*time.Second) + ts.Nsec
 }

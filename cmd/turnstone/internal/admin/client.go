@@ -45,7 +45,7 @@ func (c *Client) do(ctx context.Context, method, path string) (*http.Response, e
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, fmt.Errorf("%w at %s: %v", ErrUnreachable, c.socket, err)
+		return nil, fmt.Errorf("%w at %s: %w", ErrUnreachable, c.socket, err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil

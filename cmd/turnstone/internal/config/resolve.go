@@ -14,10 +14,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"turnstone/turn"
 	"turnstone/turn/relay"
+
+	"github.com/rs/zerolog"
 )
 
 // Resolved is what a Config means on this host.

@@ -6,13 +6,13 @@ import (
 	"net/http"
 	"strconv"
 
+	"turnstone/turn"
+	"turnstone/turn/relay"
+
 	"github.com/pion/stun/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"turnstone/turn"
-	"turnstone/turn/relay"
 )
 
 // Sources are what is measured.

@@ -1,0 +1,48 @@
+# Everything a newcomer needs: make run, make test. make help lists the rest.
+SHELL := /bin/bash
+GO ?= go
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+BIN := bin/turnstone
+
+.DEFAULT_GOAL := build
+.PHONY: help build run test race lint format generate fuzz soak bench clean tools
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: ## Build bin/turnstone
+	$(GO) build -o $(BIN) ./cmd/turnstone
+
+run: build ## Build and start a relay with no configuration
+	./$(BIN) serve
+
+tools: ## Install what the tests need (apt-get, as root)
+	scripts/tools
+
+test: tools ## Run all tests; TURNSTONE_REQUIRE_ALL=1 makes a skip a failure
+	$(GO) test -timeout 12m ./...
+
+race: ## Run the tests of the libraries under the race detector
+	$(GO) test -race -short ./turn/... ./store/... ./migrations/... ./cmd/...
+
+lint: ## Check style
+	$(GO) vet ./...
+	$(GO) run $(GOLANGCI) run
+
+format: ## Rewrite the sources in the style
+	$(GO) run $(GOLANGCI) fmt
+
+generate: ## Write the generated files again
+	$(GO) generate ./...
+
+fuzz: ## Fuzz every decoder for a minute each
+	scripts/fuzz 60s
+
+soak: tools ## The long tests: 50 kills under load, tens of thousands of crash states
+	TURNSTONE_SOAK=1 $(GO) test -timeout 120m -count 1 -v -run 'Restart|CrashState' ./test ./store
+
+bench: tools build ## Measure against coturn and pion, with medians over several runs
+	$(GO) run ./bench
+
+clean: ## Remove what was built
+	rm -rf bin build
