@@ -1,0 +1,48 @@
+package kernel
+
+import (
+	"testing"
+
+	"turnstone/bpf"
+
+	"github.com/cilium/ebpf"
+)
+
+// testSettings are those of the tests' program.
+var testSettings = Settings{ListenerPorts: []uint16{3478, 5349}, RelayFirst: 49152, RelayLast: 65535}
+
+// load loads the program with maps of its own, not attached.
+func load(t testing.TB, sizes Sizes, settings Settings) *bpf.TurnstoneObjects {
+	t.Helper()
+	spec, err := blueprint(sizes, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var o bpf.TurnstoneObjects
+	if err := spec.LoadAndAssign(&o, &ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}}); err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() {
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &o
+}
+
+func TestProgramLoads(t *testing.T) {
+	o := load(t, Sizes{Channels: 16, Allocations: 16, Listeners: 4}, testSettings)
+	t.Log(o.Turnstone.VerifierLog)
+	info, err := o.Turnstone.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, ok := info.VerifiedInstructions()
+	if !ok {
+		t.Fatal("the kernel does not say how much it verified")
+	}
+	t.Logf("%d instructions verified", n)
+	if n > 100_000 {
+		t.Errorf("%d instructions verified, want at most 100000", n)
+	}
+}
