@@ -2,7 +2,6 @@ package relay
 
 import (
 	"net/netip"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -10,7 +9,8 @@ import (
 )
 
 // flow is what the data path knows of one allocation: durable grants only. Its
-// deadlines, in uptime nanoseconds, are checked for every datagram.
+// deadlines, in uptime nanoseconds, are checked for every datagram. The committer changes
+// it, the shards read it.
 type flow struct {
 	id       turn.AllocationID
 	listener *listener
@@ -19,55 +19,16 @@ type flow struct {
 	sockets  []*relayed
 	deadline atomic.Int64
 	gone     atomic.Bool // the allocation has ended; caches must not use it
+	grants   atomic.Pointer[grants]
 
 	indications counters                   // of Send and Data
 	past        map[pastBinding]turn.Usage // of bindings that have ended; the committer's
-
-	mu          sync.RWMutex // guards the maps; the counters and deadlines in them are atomic
-	byNumber    map[turn.ChannelNumber]*binding
-	byPeer      map[netip.AddrPort]*binding
-	permissions map[netip.Addr]*atomic.Int64
-}
-
-// binding is a channel. It stays the same while it is refreshed.
-type binding struct {
-	number   turn.ChannelNumber
-	peer     netip.AddrPort
-	toPeer   sockaddr
-	socket   *relayed
-	deadline atomic.Int64
-
-	counters counters
 }
 
 // pastBinding names a binding whose counts go on if it is bound again.
 type pastBinding struct {
 	number turn.ChannelNumber
 	peer   netip.AddrPort
-}
-
-// counters count what one binding relayed in userspace.
-type counters struct {
-	toPeerPackets, toPeerBytes     atomic.Uint64
-	toClientPackets, toClientBytes atomic.Uint64
-	recorded                       turn.Usage // what the log knows; the committer's
-}
-
-func (c *counters) usage(n turn.ChannelNumber, peer netip.AddrPort) turn.Usage {
-	return turn.Usage{
-		Channel: n, Peer: peer, Path: turn.PathUserspace,
-		ToPeer:   turn.Count{Packets: c.toPeerPackets.Load(), Bytes: c.toPeerBytes.Load()},
-		ToClient: turn.Count{Packets: c.toClientPackets.Load(), Bytes: c.toClientBytes.Load()},
-	}
-}
-
-// restore sets c to what the log knows.
-func (c *counters) restore(u turn.Usage) {
-	c.toPeerPackets.Store(u.ToPeer.Packets)
-	c.toPeerBytes.Store(u.ToPeer.Bytes)
-	c.toClientPackets.Store(u.ToClient.Packets)
-	c.toClientBytes.Store(u.ToClient.Bytes)
-	c.recorded = u
 }
 
 // relayed is the socket of one relayed transport address.
@@ -77,11 +38,16 @@ type relayed struct {
 	flow    *flow
 }
 
+func newFlow(id turn.AllocationID, l *listener, client netip.AddrPort, deadline time.Duration) *flow {
+	f := &flow{id: id, listener: l, client: client, toClient: sockaddrOf(client)}
+	f.deadline.Store(int64(deadline))
+	f.grants.Store(&noGrants)
+	return f
+}
+
 // channel is the live binding of a number, nil where there is none.
 func (f *flow) channel(n turn.ChannelNumber, now int64) *binding {
-	f.mu.RLock()
-	b := f.byNumber[n]
-	f.mu.RUnlock()
+	b := f.grants.Load().channel(n)
 	if b == nil || b.deadline.Load() <= now || f.deadline.Load() <= now {
 		return nil
 	}
@@ -91,14 +57,12 @@ func (f *flow) channel(n turn.ChannelNumber, now int64) *binding {
 // fromPeer is what becomes of a datagram of peer: dropped where it has no
 // permission, sent by its channel where one is bound, else as an indication.
 func (f *flow) fromPeer(peer netip.AddrPort, now int64) (b *binding, permitted bool) {
-	f.mu.RLock()
-	b = f.byPeer[peer]
-	permission := f.permissions[peer.Addr()]
-	f.mu.RUnlock()
-	if permission == nil || permission.Load() <= now || f.deadline.Load() <= now {
+	g := f.grants.Load()
+	permission := g.permission(peer.Addr())
+	if permission == nil || permission.deadline.Load() <= now || f.deadline.Load() <= now {
 		return nil, false
 	}
-	if b != nil && b.deadline.Load() <= now {
+	if b = g.channelTo(peer); b != nil && b.deadline.Load() <= now {
 		b = nil
 	}
 	return b, true
@@ -106,10 +70,8 @@ func (f *flow) fromPeer(peer netip.AddrPort, now int64) (b *binding, permitted b
 
 // permits says whether the client may send to peer by an indication.
 func (f *flow) permits(peer netip.Addr, now int64) bool {
-	f.mu.RLock()
-	permission := f.permissions[peer]
-	f.mu.RUnlock()
-	return permission != nil && permission.Load() > now && f.deadline.Load() > now
+	p := f.grants.Load().permission(peer)
+	return p != nil && p.deadline.Load() > now && f.deadline.Load() > now
 }
 
 // socketFor is the socket of the family of peer, nil where there is none.
@@ -124,71 +86,123 @@ func (f *flow) socketFor(peer netip.Addr) *relayed {
 
 // permit installs or moves a permission.
 func (f *flow) permit(peer netip.Addr, until time.Duration) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p := f.permissions[peer]
+	g := f.grants.Load()
+	p := g.permission(peer)
 	if p == nil {
-		p = new(atomic.Int64)
-		f.permissions[peer] = p
+		p = &permission{peer: peer}
+		p.deadline.Store(int64(until))
+		f.grants.Store(g.withPermission(p))
+		return
 	}
-	p.Store(int64(until))
+	p.deadline.Store(int64(until))
 }
 
 // bind binds or refreshes a channel.
 func (f *flow) bind(n turn.ChannelNumber, peer netip.AddrPort, until time.Duration) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	b := f.byNumber[n]
-	if b == nil || b.peer != peer {
-		b = &binding{number: n, peer: peer, toPeer: sockaddrOf(peer), socket: f.socketFor(peer.Addr())}
-		b.counters.restore(f.past[pastBinding{n, peer}])
-		f.byNumber[n], f.byPeer[peer] = b, b
+	g := f.grants.Load()
+	if b := g.channel(n); b != nil && b.peer == peer {
+		b.deadline.Store(int64(until))
+		return
 	}
+	b := &binding{number: n, peer: peer, toPeer: sockaddrOf(peer), socket: f.socketFor(peer.Addr())}
+	b.counters.restore(f.past[pastBinding{n, peer}])
 	b.deadline.Store(int64(until))
+	f.grants.Store(g.withBinding(b))
 }
 
 func (f *flow) unbind(n turn.ChannelNumber) *binding {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	b := f.byNumber[n]
+	g := f.grants.Load()
+	b := g.channel(n)
 	if b != nil {
-		delete(f.byNumber, n)
-		delete(f.byPeer, b.peer)
+		f.grants.Store(g.withoutBinding(b))
 	}
 	return b
 }
 
-// retire keeps what an ended binding has counted.
-func (f *flow) retire(u turn.Usage) {
-	if f.past == nil {
-		f.past = map[pastBinding]turn.Usage{}
+func (f *flow) unpermit(peer netip.Addr) {
+	g := f.grants.Load()
+	if p := g.permission(peer); p != nil {
+		f.grants.Store(g.withoutPermission(p))
 	}
-	f.past[pastBinding{u.Channel, u.Peer}] = u
 }
 
-func (f *flow) unpermit(peer netip.Addr) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.permissions, peer)
+// endChannel removes a channel and yields its last usage.
+func (f *flow) endChannel(n turn.ChannelNumber) []turn.Event {
+	b := f.unbind(n)
+	if b == nil {
+		return nil
+	}
+	e, changed := b.counters.changed(f.id, n, b.peer)
+	if b.counters.recorded != (turn.Usage{}) {
+		if f.past == nil {
+			f.past = map[pastBinding]turn.Usage{}
+		}
+		f.past[pastBinding{n, b.peer}] = b.counters.recorded
+	}
+	if !changed {
+		return nil
+	}
+	return []turn.Event{e}
 }
 
 // changedUsage is what the counters of f say that the log does not know yet.
 // It marks it as known. Only the committer calls it.
-func (f *flow) changedUsage() []turn.Event {
-	var events []turn.Event
-	add := func(c *counters, n turn.ChannelNumber, peer netip.AddrPort) {
-		if u := c.usage(n, peer); u.ToPeer != c.recorded.ToPeer || u.ToClient != c.recorded.ToClient {
-			c.recorded = u
-			events = append(events, turn.UsageRecorded{
-				Allocation: f.id, Channel: n, Peer: peer, Path: u.Path, ToPeer: u.ToPeer, ToClient: u.ToClient,
-			})
+func (f *flow) changedUsage() (events []turn.Event) {
+	if e, changed := f.indications.changed(f.id, 0, netip.AddrPort{}); changed {
+		events = append(events, e)
+	}
+	for _, b := range f.grants.Load().byNumber {
+		if e, changed := b.counters.changed(f.id, b.number, b.peer); changed {
+			events = append(events, e)
 		}
 	}
-	add(&f.indications, 0, netip.AddrPort{})
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	for _, b := range f.byNumber {
-		add(&b.counters, b.number, b.peer)
-	}
 	return events
+}
+
+// assume makes the grants of f those of a.
+func (f *flow) assume(a *turn.Allocation) {
+	f.deadline.Store(int64(a.Deadline.Uptime))
+	before := f.grants.Load()
+	for _, b := range before.byNumber {
+		if c := a.Channel(b.number); c == nil || c.Peer != b.peer {
+			f.endChannel(b.number)
+		}
+	}
+	for _, p := range before.permissions {
+		if a.Permission(p.peer) == nil {
+			f.unpermit(p.peer)
+		}
+	}
+	for _, p := range a.Permissions {
+		f.permit(p.Peer, p.Deadline.Uptime)
+	}
+	for _, u := range a.Usage {
+		if u.Path == turn.PathUserspace {
+			f.restore(u)
+		}
+	}
+	for _, c := range a.Channels {
+		f.bind(c.Number, c.Peer, c.Deadline.Uptime)
+	}
+}
+
+// restore sets the counters that u is about to u, unless they have counted already.
+func (f *flow) restore(u turn.Usage) {
+	if u.Channel == 0 {
+		if f.indications.recorded == (turn.Usage{}) {
+			f.indications.restore(u)
+		}
+		return
+	}
+	key := pastBinding{u.Channel, u.Peer}
+	if b := f.grants.Load().channel(u.Channel); b != nil && b.peer == u.Peer {
+		return
+	}
+	if _, known := f.past[key]; known {
+		return
+	}
+	if f.past == nil {
+		f.past = map[pastBinding]turn.Usage{}
+	}
+	f.past[key] = u
 }

@@ -97,22 +97,6 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 	return final
 }
 
-// endChannel removes a channel and yields its last usage.
-func (f *flow) endChannel(n turn.ChannelNumber) []turn.Event {
-	b := f.unbind(n)
-	if b == nil {
-		return nil
-	}
-	u := b.counters.usage(b.number, b.peer)
-	f.retire(u)
-	if u.ToPeer == b.counters.recorded.ToPeer && u.ToClient == b.counters.recorded.ToClient {
-		return nil
-	}
-	return []turn.Event{turn.UsageRecorded{
-		Allocation: f.id, Channel: n, Peer: b.peer, Path: u.Path, ToPeer: u.ToPeer, ToClient: u.ToClient,
-	}}
-}
-
 // add makes the flow of an allocation, whose sockets the pool has. Without them, or
 // without its listener, there is nothing to relay.
 func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.AddrPort, deadline time.Duration) *flow {
@@ -120,12 +104,7 @@ func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.A
 	if l == nil {
 		return nil
 	}
-	f := &flow{
-		id: id, listener: l, client: ft.Client, toClient: sockaddrOf(ft.Client),
-		byNumber: map[turn.ChannelNumber]*binding{}, byPeer: map[netip.AddrPort]*binding{},
-		permissions: map[netip.Addr]*atomic.Int64{},
-	}
-	f.deadline.Store(int64(deadline))
+	f := newFlow(id, l, ft.Client, deadline)
 	for _, a := range addresses {
 		s, ok := t.sockets.take(a)
 		if !ok {
@@ -159,6 +138,7 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 	}
 	for _, r := range f.sockets {
 		t.relayed.delete(r.address)
+		r.socket.stop()
 		t.closing = append(t.closing, r.socket)
 	}
 	return f.changedUsage()
@@ -166,60 +146,16 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 
 // adopt makes the flow of an allocation of a replayed state.
 func (t *flows) adopt(a *turn.Allocation) {
-	f := t.add(a.ID, a.FiveTuple, a.Relayed, a.Deadline.Uptime)
-	if f == nil {
-		return
-	}
-	f.assume(a)
-}
-
-// assume makes the grants of f those of a.
-func (f *flow) assume(a *turn.Allocation) {
-	f.deadline.Store(int64(a.Deadline.Uptime))
-	for _, p := range a.Permissions {
-		f.permit(p.Peer, p.Deadline.Uptime)
-	}
-	for _, c := range a.Channels {
-		f.bind(c.Number, c.Peer, c.Deadline.Uptime)
-	}
-	for n := range f.byNumber {
-		if a.Channel(n) == nil {
-			f.unbind(n)
-		}
-	}
-	for peer := range f.permissions {
-		if a.Permission(peer) == nil {
-			f.unpermit(peer)
-		}
-	}
-	for _, u := range a.Usage {
-		if u.Path == turn.PathUserspace {
-			f.restore(u)
-		}
+	if f := t.add(a.ID, a.FiveTuple, a.Relayed, a.Deadline.Uptime); f != nil {
+		f.assume(a)
 	}
 }
 
-// restore sets the counters that u is about to u, unless they have counted already.
-func (f *flow) restore(u turn.Usage) {
-	c := &f.indications
-	if u.Channel != 0 {
-		b := f.byNumber[u.Channel]
-		if b == nil || b.peer != u.Peer {
-			f.retire(u)
-			return
-		}
-		c = &b.counters
-	}
-	if c.recorded == (turn.Usage{}) {
-		c.restore(u)
-	}
-}
-
-// reconcile makes t what s says, after a recovery.
-func (t *flows) reconcile(s *turn.State) {
+// reconcile makes t what s says, after a recovery. It yields the final usage of what ended.
+func (t *flows) reconcile(s *turn.State) (final []turn.Event) {
 	for id := range t.byID {
 		if s.Allocation(id) == nil {
-			t.remove(id)
+			final = append(final, t.remove(id)...)
 		}
 	}
 	for a := range s.Allocations() {
@@ -229,6 +165,7 @@ func (t *flows) reconcile(s *turn.State) {
 			t.adopt(a)
 		}
 	}
+	return final
 }
 
 // usage is what changed since it was last recorded.

@@ -30,6 +30,8 @@ func (n *netSocket) serve(r *relayed) {
 	})
 }
 
+func (n *netSocket) stop() {} // the flow is gone: what still comes is dropped
+
 func (n *netSocket) close() { _ = n.conn.Close() }
 
 // readAll reads c until it is closed.
@@ -66,7 +68,7 @@ func (s *Server) netFromClient(l *listener, client netip.AddrPort, frame []byte)
 			s.stats.drop(DropMalformed)
 		} else if f == nil {
 			s.stats.drop(DropNoAllocation)
-		} else if b := f.channel(number, now); b == nil {
+		} else if b := f.channel(number, now); b == nil || b.socket == nil {
 			s.stats.drop(DropNoChannel)
 		} else {
 			s.netToPeer(b.socket, b.peer, payload, &b.counters)
@@ -102,8 +104,7 @@ func (s *Server) netToPeer(r *relayed, peer netip.AddrPort, payload []byte, c *c
 		s.stats.drop(DropSend)
 		return
 	}
-	c.toPeerPackets.Add(1)
-	c.toPeerBytes.Add(uint64(len(payload)))
+	c.toPeer(len(payload))
 	s.stats.toPeerPackets.Add(1)
 	s.stats.toPeerBytes.Add(uint64(len(payload)))
 }
@@ -133,8 +134,7 @@ func (s *Server) netFromPeer(r *relayed, peer netip.AddrPort, payload []byte) {
 		s.stats.drop(DropSend)
 		return
 	}
-	c.toClientPackets.Add(1)
-	c.toClientBytes.Add(uint64(len(payload)))
+	c.toClient(len(payload))
 	s.stats.toClientPackets.Add(1)
 	s.stats.toClientBytes.Add(uint64(len(payload)))
 }

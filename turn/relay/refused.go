@@ -35,7 +35,7 @@ func (r *refused) remember(q request, answer []byte, m turn.Moment) {
 	if r.answers == nil {
 		r.answers = map[transaction][]byte{}
 	}
-	t := transaction{q.FiveTuple, q.Method, q.Tx}
+	t := q.transaction()
 	r.answers[t] = append([]byte(nil), answer...)
 	r.queue = append(r.queue, refusedAt{t, m.After(turn.AnswerLifetime)})
 	if len(r.queue) > maxRefused {
@@ -57,7 +57,7 @@ func (r *refused) again(b *batch, q request, m turn.Moment) bool {
 		over++
 	}
 	r.forget(over)
-	answer, ok := r.answers[transaction{q.FiveTuple, q.Method, q.Tx}]
+	answer, ok := r.answers[q.transaction()]
 	if !ok {
 		return false
 	}

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"turnstone/turn"
 
@@ -31,9 +32,10 @@ var ErrNoAllocation = errors.New("no such allocation")
 // Server relays. New makes it, Run serves; everything else may be called from any
 // goroutine while Run runs.
 type Server struct {
-	config Config
-	log    zerolog.Logger
-	clock  func() turn.Moment
+	config  Config
+	log     zerolog.Logger
+	sampled zerolog.Logger // for what clients can cause at will
+	clock   func() turn.Moment
 
 	listeners []*listener
 	shards    []*shard
@@ -55,7 +57,7 @@ type Server struct {
 	posted   posted
 	spare    sync.Pool // of batches
 
-	withdrawals sync.WaitGroup
+	withdrawer  withdrawer
 	replies     replier
 	refusals    refusals
 	stats       stats
@@ -76,12 +78,13 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		config: c, log: c.Logger, clock: c.Clock, endpoints: new(endpoints),
+		config: c, log: c.Logger, sampled: c.Logger.Sample(&zerolog.BurstSampler{Burst: 1, Period: time.Second}),
+		clock: c.Clock, endpoints: new(endpoints),
 		requests: make(chan request, maxQueue), commands: make(chan func(*writer)), commits: make(chan *batch),
 		failures: make(chan failure), resumed: make(chan struct{}),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
-	s.posted.wake = make(chan struct{}, 1)
+	s.posted.wake, s.withdrawer.wake = make(chan struct{}, 1), make(chan struct{}, 1)
 	s.spare.New = func() any { return &batch{} }
 	if _, err := io.ReadFull(c.Entropy, s.indications[:]); err != nil {
 		return nil, fmt.Errorf("draw entropy: %w", err)
@@ -201,7 +204,14 @@ func (s *Server) listenerOf(a netip.AddrPort, p turn.Protocol) *listener {
 }
 
 // Ready says whether requests are being answered: the server runs and its log takes records.
-func (s *Server) Ready() bool { return s.ready.Load() }
+func (s *Server) Ready() bool {
+	select {
+	case <-s.stopping:
+		return false
+	default:
+		return s.ready.Load()
+	}
+}
 
 // Run serves until ctx ends. The allocations stay in the log; cause says there
 // why the server stopped.
@@ -211,7 +221,11 @@ func (s *Server) Run(ctx context.Context, cause func() string) error {
 	s.serve(group)
 	stopWriter := make(chan struct{})
 	writerDone, committerDone := make(chan error, 1), make(chan struct{})
+	withdrawing, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
+	quarantined := make(chan []socket, 1)
 	go func() { s.commitAll(); close(committerDone) }()
+	go func() { quarantined <- s.withdrawAll(withdrawing) }()
 	go func() { writerDone <- s.writer.run(stopWriter) }()
 	s.ready.Store(true)
 
@@ -235,8 +249,12 @@ func (s *Server) Run(ctx context.Context, cause func() string) error {
 	err = errors.Join(err, group.Wait())
 	close(stopWriter)
 	err = errors.Join(err, <-writerDone)
+	close(s.resumed)
 	close(s.commits)
 	<-committerDone
+	s.withdrawer.end()
+	defer time.AfterFunc(withdrawLast, giveUp).Stop()
+	closeSockets(<-quarantined)
 	return errors.Join(err, s.close())
 }
 
@@ -286,7 +304,8 @@ func (s *Server) close() error {
 // admit takes a request through the gate. It yields the answer where there is
 // one already; else the request is on its way to the writer, or dropped.
 func (s *Server) admit(l *listener, shard int, client netip.AddrPort, frame []byte, now int64) *turn.Reply {
-	q, reply, err := s.gate.Load().Admit(l.fiveTuple(client), frame, s.clock())
+	gate := s.gate.Load()
+	q, reply, err := gate.Admit(l.fiveTuple(client), frame, s.clock())
 	if err != nil {
 		s.stats.drop(DropMalformed)
 		return nil
@@ -308,7 +327,7 @@ func (s *Server) admit(l *listener, shard int, client netip.AddrPort, frame []by
 		}
 	}
 	select {
-	case s.requests <- request{Request: q, listener: l, shard: shard}:
+	case s.requests <- request{Request: q, listener: l, shard: shard, gate: gate}:
 	default:
 		s.stats.drop(DropBusy)
 	}

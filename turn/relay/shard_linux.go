@@ -102,11 +102,15 @@ func (r *rawSocket) serve(at *relayed) {
 	}
 }
 
-// close closes the descriptor. No shard may have it in hand: see Server.grace.
-func (r *rawSocket) close() {
+// stop takes the descriptor from the shard. Rounds that have it in hand go on: see Server.grace.
+func (r *rawSocket) stop() {
 	r.shard.server.endpoints.set(r.fd, nil)
-	_ = unix.Close(r.fd)
+	_ = unix.EpollCtl(r.shard.epoll, unix.EPOLL_CTL_DEL, r.fd, nil) // not served, or an error that close ends too
 }
+
+// close closes the descriptor. It must be stopped, and no shard may have it in hand:
+// its number may be anybody's the moment it is closed.
+func (r *rawSocket) close() { _ = unix.Close(r.fd) }
 
 // run serves until stopped. One round takes what is ready, sends what comes of it, and lets go.
 func (h *shard) run() error {
@@ -258,8 +262,7 @@ func (h *shard) toPeer(r *relayed, peer netip.AddrPort, to *sockaddr, payload []
 		return
 	}
 	hp.ttl--
-	c.toPeerPackets.Add(1)
-	c.toPeerBytes.Add(uint64(len(payload)))
+	c.toPeer(len(payload))
 	st.toPeerPackets.Add(1)
 	st.toPeerBytes.Add(uint64(len(payload)))
 	h.out.push(r.socket.(*rawSocket).fd, to, nil, payload, hp, false)
@@ -298,8 +301,7 @@ func (h *shard) fromPeer(r *relayed, d *datagram) {
 	fd := f.listener.fds[h.index]
 	for rest := d.data; ; {
 		payload := rest[:min(d.segment, len(rest))]
-		c.toClientPackets.Add(1)
-		c.toClientBytes.Add(uint64(len(payload)))
+		c.toClient(len(payload))
 		st.toClientPackets.Add(1)
 		st.toClientBytes.Add(uint64(len(payload)))
 		if b != nil {

@@ -8,12 +8,13 @@ import (
 // socket is a relayed transport address, or a listener, as it is opened and closed.
 type socket interface {
 	serve(r *relayed) // begins to receive for r
+	stop()            // ends that; who receives just now is not waited for
 	close()
 }
 
 // socketPool holds the sockets that were opened for allocations which are not durable yet.
 type socketPool struct {
-	mu sync.Mutex // guards open
+	mu sync.Mutex // guards m
 	m  map[netip.AddrPort]socket
 }
 

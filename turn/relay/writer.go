@@ -1,10 +1,12 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"turnstone/turn"
@@ -22,17 +24,22 @@ type request struct {
 	*turn.Request
 	listener *listener
 	shard    int
+	gate     *turn.Gate // that admitted it
 }
+
+func (r request) transaction() transaction { return transaction{r.FiveTuple, r.Method, r.Tx} }
 
 // batch is a record in the making with everything that waits for it.
 type batch struct {
 	record  turn.Record
 	replies []outgoing
 	bytes   []byte        // of the replies
-	after   []func(error) // called when the record is durable, or is not to be
+	after   []func(error) // called when the record is durable and withdrawn, or is not to be
+	held    []transaction // whose answers wait for the kernel
+	durable chan struct{} // closed when the record is durable; nil where nobody asks
 	begun   bool          // the record's moment is fixed
 	ends    bool          // some event ends a grant
-	usage   bool          // the committer is to post what usage is not recorded yet
+	last    bool          // the committer is to post what is counted and not recorded yet
 }
 
 // outgoing is an encoded reply: bytes[from:to] of its batch.
@@ -57,6 +64,12 @@ func (b *batch) settle(err error) {
 	for _, f := range b.after {
 		f(err)
 	}
+}
+
+// fail tells everyone who waits for b that it failed. Its replies never leave.
+func (b *batch) fail(err error) {
+	b.settle(err)
+	b.after, b.replies = nil, nil
 }
 
 // writer owns the state. It decides at the moment of the open record, which is read
@@ -105,10 +118,11 @@ func (w *writer) run(stop <-chan struct{}) error {
 }
 
 // schedule sets the timer to the next deadline. It looks at least once a second, since
-// timers stand still while the host is suspended and deadlines do not.
+// timers stand still while the host is suspended and deadlines do not. Where the moment
+// of the open record is fixed nothing more can expire before it is handed on.
 func (w *writer) schedule() {
 	wait := time.Second
-	if next, ok := w.state.NextDeadline(); ok {
+	if next, ok := w.state.NextDeadline(); ok && !w.open.begun {
 		wait = max(min(wait, next-w.s.clock().Uptime), time.Millisecond)
 	}
 	w.timer.Reset(wait)
@@ -174,6 +188,10 @@ func ends(e turn.Event) bool {
 
 // request decides one request and encodes its answer, which waits for the record.
 func (w *writer) request(r request) {
+	if r.gate != w.s.gate.Load() || w.s.withdrawer.holds(r.transaction()) {
+		w.s.stats.drop(DropBusy) // to be repeated, and admitted by the gate in force
+		return
+	}
 	m := w.begin()
 	if w.refused.again(w.open, r, m) {
 		return
@@ -184,6 +202,10 @@ func (w *writer) request(r request) {
 	}
 	w.apply(d.Events...)
 	b := w.open
+	if w.s.config.Datapath != nil && slices.ContainsFunc(d.Events, ends) {
+		b.held = append(b.held, r.transaction())
+		w.s.withdrawer.hold(r.transaction())
+	}
 	from := len(b.bytes)
 	b.bytes = d.Reply.Append(b.bytes)
 	b.replies = append(b.replies, outgoing{listener: r.listener, shard: r.shard, client: r.FiveTuple.Client, from: from, to: len(b.bytes)})
@@ -202,7 +224,7 @@ func (w *writer) bindPort(p *turn.PortPlan, shard int) []netip.AddrPort {
 			return []netip.AddrPort{a}
 		}
 		if !errors.Is(err, errAddressInUse) {
-			w.s.log.Error().Err(err).Msg("no relayed socket")
+			w.s.sampled.Error().Err(err).Msg("no relayed socket")
 			return nil
 		}
 	}
@@ -215,12 +237,12 @@ func (w *writer) recover(stop <-chan struct{}, f failure) error {
 	w.s.ready.Store(false)
 	w.s.stats.recoveries.Add(1)
 	w.s.log.Error().Err(f.err).Msg("the log failed: nobody is answered until it is open again")
-	f.batch.settle(f.err)
-	w.open.settle(f.err)
+	f.batch.fail(f.err)
+	w.open.fail(f.err)
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 30*time.Second) {
 		state, err := w.s.config.Log.Recover()
 		if err == nil {
-			w.resume(state, f.err)
+			w.resume(state, f)
 			return nil
 		}
 		w.s.log.Error().Err(err).Dur("retry", wait).Msg("the log cannot be opened")
@@ -247,21 +269,40 @@ func (w *writer) pause(stop <-chan struct{}, wait time.Duration) bool {
 }
 
 // resume goes on from the state the log holds. The committer waits meanwhile.
-func (w *writer) resume(state *turn.State, cause error) {
+// What was counted is told again; what may have been revoked, though nobody
+// knew, is withdrawn with the record of the recovery.
+func (w *writer) resume(state *turn.State, f failure) {
+	lost := counts(w.open.record.Events)
+	if state.Seq() < f.batch.record.Last() {
+		lost = append(counts(f.batch.record.Events), lost...)
+	}
+	held := append(f.batch.held, w.open.held...)
 	w.state, w.open, w.refused = state, w.s.newBatch(), refused{}
-	w.s.flows.reconcile(state)
-	w.s.closeRemoved()
+	final := w.s.flows.reconcile(state)
 	w.s.pool.closeAll()
-	w.apply(turn.LogRecovered{Cause: cause.Error()})
+	w.open.held, w.open.ends = held, true
+	w.apply(turn.LogRecovered{Cause: f.err.Error()})
+	w.apply(lost...)
+	w.apply(final...)
 	w.s.log.Info().Uint64("seq", uint64(state.Seq())).Msg("the log is open again")
 	w.s.ready.Store(true)
 	w.s.resumed <- struct{}{}
 }
 
-// finish commits what is left, the last usage, and that the server stopped.
+// counts are the events among list that hold what is counted nowhere else.
+func counts(list []turn.Event) (out []turn.Event) {
+	for _, e := range list {
+		switch e.Kind() {
+		case turn.KindUsageRecorded, turn.KindRefusalsCounted:
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// finish commits what is left, the last counts, and that the server stopped.
 func (w *writer) finish() error {
-	w.open.usage = true
-	w.open.after = append(w.open.after, func(error) {})
+	w.open.last = true
 	if err := w.flush(); err != nil {
 		return err
 	}
@@ -275,23 +316,29 @@ func (w *writer) finish() error {
 	return w.flush()
 }
 
-// flush waits until the open record is durable.
+// flush waits until the open record, and every one before it, is durable.
 func (w *writer) flush() error {
-	if w.open.empty() {
-		return nil
-	}
-	done := make(chan error, 1)
-	w.open.after = append(w.open.after, func(err error) { done <- err })
-	w.s.commits <- w.open
-	w.open = w.s.newBatch()
+	durable := make(chan struct{})
+	w.open.durable = durable
 	select {
-	case err := <-done:
-		return err
+	case w.s.commits <- w.open:
+		w.open = w.s.newBatch()
 	case f := <-w.s.failures:
-		f.batch.settle(f.err)
-		w.s.resumed <- struct{}{}
-		return f.err
+		return w.abandon(f)
 	}
+	select {
+	case <-durable:
+		return nil
+	case f := <-w.s.failures:
+		return w.abandon(f)
+	}
+}
+
+// abandon gives up after f. What the log holds of it, the next start will see.
+func (w *writer) abandon(f failure) error {
+	f.batch.fail(f.err)
+	w.open.fail(f.err)
+	return f.err
 }
 
 // do runs f in the writer and waits until what f saw and made is durable.
@@ -300,11 +347,7 @@ func (s *Server) do(ctx context.Context, f func(*writer) error) error {
 	c := func(w *writer) {
 		w.begin()
 		err := f(w)
-		if err != nil {
-			done <- err
-			return
-		}
-		w.open.after = append(w.open.after, func(err error) { done <- err })
+		w.open.after = append(w.open.after, func(failed error) { done <- cmp.Or(failed, err) })
 	}
 	select {
 	case s.commands <- c:
