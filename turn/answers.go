@@ -46,24 +46,24 @@ type transaction struct {
 	tx             TransactionID
 }
 
-// answer is what a transaction was told.
+// answer is what a transaction was told, and until when it is remembered.
 type answer struct {
+	until      Deadline
 	allocation AllocationID
 	lifetime   uint32
 	relayed    [2]packedAddr // Allocate only
 }
 
+// maxAnswers bounds what a flood of requests can have remembered. It is more than a
+// server answers in 40 seconds; beyond it the oldest is forgotten.
+const maxAnswers = 1 << 21
+
 // answers remembers the successes of the last 40 seconds of record time. They
 // outlive their allocation.
 type answers struct {
 	of    map[transaction]answer
-	queue []remembered // in the order of their ends
-	head  int          // queue[:head] is forgotten
-}
-
-type remembered struct {
-	transaction
-	until Deadline
+	queue []transaction // in the order they were answered
+	head  int           // queue[:head] is forgotten
 }
 
 func newAnswers() answers { return answers{of: map[transaction]answer{}} }
@@ -74,23 +74,38 @@ func transactionOf(t FiveTuple, k Kind, tx TransactionID) transaction {
 
 // remember keeps a for 40 seconds from m. Events of one request share a transaction.
 func (w *answers) remember(t transaction, a answer, m Moment) {
+	a.until = m.After(AnswerLifetime)
 	if _, known := w.of[t]; !known {
-		w.queue = append(w.queue, remembered{transaction: t, until: m.After(AnswerLifetime)})
+		w.queue = append(w.queue, t)
+		if len(w.live()) > maxAnswers {
+			w.forget()
+		}
 	}
 	w.of[t] = a
 }
 
+// recall is what t was told, false where that is over at m or never was.
+func (w *answers) recall(t transaction, m Moment) (answer, bool) {
+	a, ok := w.of[t]
+	return a, ok && !a.until.Passed(m)
+}
+
 // prune forgets what is over at m.
 func (w *answers) prune(m Moment) {
-	for w.head < len(w.queue) && w.queue[w.head].until.Passed(m) {
-		delete(w.of, w.queue[w.head].transaction)
-		w.head++
+	for w.head < len(w.queue) && w.of[w.queue[w.head]].until.Passed(m) {
+		w.forget()
 	}
 	if w.head > 1024 && w.head > len(w.queue)/2 {
-		w.queue = append([]remembered(nil), w.queue[w.head:]...)
+		w.queue = append([]transaction(nil), w.queue[w.head:]...)
 		w.head = 0
 	}
 }
 
+// forget forgets the oldest.
+func (w *answers) forget() {
+	delete(w.of, w.queue[w.head])
+	w.head++
+}
+
 // live is the queue without what is forgotten.
-func (w *answers) live() []remembered { return w.queue[w.head:] }
+func (w *answers) live() []transaction { return w.queue[w.head:] }

@@ -50,8 +50,10 @@ func (s *State) rebase(m Moment) {
 			move(&a.Channels[i].Deadline)
 		}
 	}
-	for i := range s.answers.queue {
-		move(&s.answers.queue[i].until)
+	for _, t := range s.answers.live() {
+		a := s.answers.of[t]
+		move(&a.until)
+		s.answers.of[t] = a
 	}
 	s.ends.forget()
 }
@@ -137,8 +139,8 @@ func (s *State) created(e AllocationCreated) error {
 		return fmt.Errorf("allocation %d does not follow %d", e.Allocation, s.last)
 	case s.byFiveTuple[e.FiveTuple] != nil:
 		return fmt.Errorf("%v has allocation %d already", e.FiveTuple, s.byFiveTuple[e.FiveTuple].ID)
-	case len(e.Relayed) == 0 || len(e.Relayed) > 2:
-		return fmt.Errorf("%d relayed addresses", len(e.Relayed))
+	case len(e.Relayed) == 0, len(e.Relayed) > 2, len(e.Relayed) == 2 && e.Relayed[0] == e.Relayed[1]:
+		return fmt.Errorf("relayed addresses %v", e.Relayed)
 	}
 	for _, r := range e.Relayed {
 		if s.byRelayed[r] != nil {
@@ -162,6 +164,10 @@ func (s *State) insert(a *Allocation) {
 	s.byFiveTuple[a.FiveTuple] = a
 	for _, r := range a.Relayed {
 		s.byRelayed[r] = a
+		if s.ports[r.Addr()] == nil {
+			s.ports[r.Addr()] = new(portSet)
+		}
+		s.ports[r.Addr()].add(r.Port())
 	}
 	s.byOwner[Owner(a.Username)]++
 	s.ends.add(a)
@@ -174,6 +180,7 @@ func (s *State) remove(a *Allocation) {
 	delete(s.byFiveTuple, a.FiveTuple)
 	for _, r := range a.Relayed {
 		delete(s.byRelayed, r)
+		s.ports[r.Addr()].remove(r.Port())
 	}
 	owner := Owner(a.Username)
 	if s.byOwner[owner]--; s.byOwner[owner] == 0 {

@@ -78,17 +78,23 @@ const maxUnknown = 64
 // unknown are the comprehension-required attributes among list that the server
 // does not understand, each once, the first 64 of them.
 func unknown(list stun.Attributes) []stun.AttrType {
+	for i, a := range list {
+		if !a.Type.Optional() && !knownAttribute(uint16(a.Type)) {
+			return distinctUnknown(list[i:])
+		}
+	}
+	return nil
+}
+
+func distinctUnknown(list stun.Attributes) []stun.AttrType {
 	var out []stun.AttrType
-next:
+	var seen [0x8000 / 64]uint64 // a set: a request has up to 16,000 attributes
 	for _, a := range list {
-		if a.Type.Optional() || knownAttribute(uint16(a.Type)) {
+		word, bit := &seen[a.Type&0x7FFF/64], uint64(1)<<(a.Type%64)
+		if a.Type.Optional() || knownAttribute(uint16(a.Type)) || *word&bit != 0 {
 			continue
 		}
-		for _, seen := range out {
-			if seen == a.Type {
-				continue next
-			}
-		}
+		*word |= bit
 		if out = append(out, a.Type); len(out) == maxUnknown {
 			break
 		}
@@ -125,50 +131,42 @@ type Request struct {
 }
 
 // decode reads the attributes of the method from list; the first of duplicates
-// counts, but for XOR-PEER-ADDRESS in a CreatePermission.
+// counts, but for XOR-PEER-ADDRESS in a CreatePermission. Attributes that mean
+// nothing in the method are ignored (RFC 8489 section 14).
 func (q *Request) decode(m *stun.Message, list stun.Attributes) {
-	word := func(a stun.RawAttribute, has *bool) (uint32, bool) {
-		if *has {
-			return 0, false
-		}
-		*has = true
-		if len(a.Value) != 4 {
-			q.malformed = true
-			return 0, false
-		}
-		return binary.BigEndian.Uint32(a.Value), true
-	}
+	allocates, refreshes := q.Method == stun.MethodAllocate, q.Method == stun.MethodRefresh
+	permits, binds := q.Method == stun.MethodCreatePermission, q.Method == stun.MethodChannelBind
 	for _, a := range list {
-		switch a.Type {
-		case stun.AttrRequestedTransport:
-			if v, ok := word(a, &q.hasTransport); ok {
-				q.transport = uint8(v >> 24)
-			}
-		case stun.AttrLifetime:
-			if v, ok := word(a, &q.hasLifetime); ok {
-				q.lifetime = v
-			}
-		case stun.AttrRequestedAddressFamily:
-			if v, ok := word(a, &q.hasFamily); ok {
-				q.family = uint8(v >> 24)
-			}
-		case stun.AttrEvenPort:
-			if !q.evenPort {
-				q.evenPort = true
-				q.malformed = q.malformed || len(a.Value) != 1
-				q.reserve = len(a.Value) == 1 && a.Value[0]&0x80 != 0
-			}
-		case stun.AttrChannelNumber:
-			if v, ok := word(a, &q.hasChannel); ok {
-				q.channel = ChannelNumber(v >> 16)
-			}
-		case stun.AttrXORPeerAddress:
-			if len(q.peers) > 0 && q.Method != stun.MethodCreatePermission {
-				continue
-			}
+		switch {
+		case a.Type == stun.AttrRequestedTransport && allocates:
+			q.word(a, &q.hasTransport, func(v uint32) { q.transport = uint8(v >> 24) })
+		case a.Type == stun.AttrLifetime && (allocates || refreshes):
+			q.word(a, &q.hasLifetime, func(v uint32) { q.lifetime = v })
+		case a.Type == stun.AttrRequestedAddressFamily && (allocates || refreshes):
+			q.word(a, &q.hasFamily, func(v uint32) { q.family = uint8(v >> 24) })
+		case a.Type == stun.AttrEvenPort && allocates && !q.evenPort:
+			q.evenPort = true
+			q.malformed = q.malformed || len(a.Value) != 1
+			q.reserve = len(a.Value) == 1 && a.Value[0]&0x80 != 0
+		case a.Type == stun.AttrChannelNumber && binds:
+			q.word(a, &q.hasChannel, func(v uint32) { q.channel = ChannelNumber(v >> 16) })
+		case a.Type == stun.AttrXORPeerAddress && (permits || (binds && len(q.peers) == 0)):
 			peer, err := parseXOR(a.Value, m.Raw[4:stunHeader])
 			q.malformed = q.malformed || err != nil
 			q.peers = append(q.peers, peer)
 		}
 	}
+}
+
+// word hands a value of four bytes to set, unless an earlier attribute of its type did.
+func (q *Request) word(a stun.RawAttribute, has *bool, set func(uint32)) {
+	switch {
+	case *has:
+		return
+	case len(a.Value) != 4:
+		q.malformed = true
+	default:
+		set(binary.BigEndian.Uint32(a.Value))
+	}
+	*has = true
 }

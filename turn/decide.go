@@ -15,26 +15,37 @@ type Decision struct {
 	Ports  *PortPlan
 }
 
-// Decide decides q at m by the state and the rules, and changes neither.
+// Decide decides q at m by the state and the rules, and changes neither. What is over
+// at m does not count, whether the log says so yet or not; where q takes its
+// place, the events that end it come first.
 func Decide(s *State, r *Rules, q *Request, m Moment) Decision {
-	a := s.byFiveTuple[q.FiveTuple]
-	if a != nil && a.Username != q.Username && q.Method != stun.MethodAllocate {
+	a, over := s.live(s.byFiveTuple[q.FiveTuple], m)
+	if a != nil && a.Username != q.Username {
+		if q.Method == stun.MethodAllocate {
+			return q.refuse(CodeAllocationMismatch)
+		}
 		return q.refuse(CodeWrongCredentials)
 	}
-	if d, again := recall(s, r, q); again {
+	if d, again := recall(s, r, q, m); again {
 		return d
 	}
+	var d Decision
 	switch q.Method {
 	case stun.MethodAllocate:
-		return allocate(s, r, q, a)
+		return allocate(s, r, q, a, m)
 	case stun.MethodRefresh:
-		return refresh(r, q, a)
+		d = refresh(r, q, a)
 	case stun.MethodCreatePermission:
-		return createPermission(r, q, a)
+		d = createPermission(r, q, a)
 	case stun.MethodChannelBind:
-		return channelBind(s, r, q, a)
+		d = channelBind(s, r, q, a, m)
+	default:
+		return q.refuse(CodeBadRequest)
 	}
-	return q.refuse(CodeBadRequest)
+	if len(over) > 0 && len(d.Events) > 0 {
+		d.Events = append(over, d.Events...)
+	}
+	return d
 }
 
 func (q *Request) refuse(code int) Decision { return Decision{Reply: q.reply(code)} }
@@ -54,8 +65,8 @@ func answered(method stun.Method) Kind {
 }
 
 // recall answers a retransmission as the first request was answered.
-func recall(s *State, r *Rules, q *Request) (Decision, bool) {
-	given, ok := s.answers.of[transactionOf(q.FiveTuple, answered(q.Method), q.Tx)]
+func recall(s *State, r *Rules, q *Request, m Moment) (Decision, bool) {
+	given, ok := s.answers.recall(transactionOf(q.FiveTuple, answered(q.Method), q.Tx), m)
 	if !ok {
 		return Decision{}, false
 	}
@@ -125,22 +136,27 @@ func createPermission(r *Rules, q *Request, a *Allocation) Decision {
 	case q.malformed, len(q.peers) == 0:
 		return q.refuse(CodeBadRequest)
 	}
-	events := make([]Event, 0, len(q.peers))
-	fresh := map[netip.Addr]bool{}
+	var events []Event
+	asked := make(map[netip.Addr]bool, min(len(q.peers), r.MaxPermissions))
+	fresh := 0
 	for _, p := range q.peers {
 		peer := r.Private(p).Addr()
+		if asked[peer] {
+			continue
+		}
 		if code := peerCode(r, a, peer); code != 0 {
 			return q.refuse(code)
 		}
+		asked[peer] = true
 		if a.Permission(peer) == nil {
-			fresh[peer] = true
+			fresh++
+		}
+		if len(asked) > r.MaxPermissions || (fresh > 0 && len(a.Permissions)+fresh > r.MaxPermissions) {
+			return q.refuse(CodeInsufficientCapacity)
 		}
 		events = append(events, PermissionInstalled{Allocation: a.ID, Tx: q.Tx, Peer: peer})
 	}
-	switch {
-	case len(fresh) > 0 && len(a.Permissions)+len(fresh) > r.MaxPermissions:
-		return q.refuse(CodeInsufficientCapacity)
-	case r.Storage == RoomNone:
+	if r.Storage == RoomNone {
 		return q.refuse(CodeServerError)
 	}
 	return Decision{Events: events, Reply: q.reply(0)}
@@ -158,7 +174,7 @@ func peerCode(r *Rules, a *Allocation, peer netip.Addr) int {
 }
 
 // channelBind is RFC 8656 section 12.2.
-func channelBind(s *State, r *Rules, q *Request, a *Allocation) Decision {
+func channelBind(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision {
 	switch {
 	case a == nil:
 		return q.refuse(CodeAllocationMismatch)
@@ -175,7 +191,7 @@ func channelBind(s *State, r *Rules, q *Request, a *Allocation) Decision {
 		return q.refuse(code)
 	}
 	switch {
-	case r.Guarded(peer.Addr()) && s.byRelayed[peer] == nil:
+	case r.Guarded(peer.Addr()) && !s.relays(peer, m):
 		return q.refuse(CodeForbidden)
 	case bound == nil && len(a.Channels) >= r.MaxChannels,
 		a.Permission(peer.Addr()) == nil && len(a.Permissions) >= r.MaxPermissions:

@@ -10,8 +10,10 @@ import (
 // allocations before what they hold.
 func Expire(s *State, m Moment, limit int) []Event {
 	s.ends.build(s.allocations)
+	over := s.ends.within(m.Uptime)
+	slices.SortFunc(over, func(a, b *Allocation) int { return cmp.Or(cmp.Compare(a.end, b.end), cmp.Compare(a.ID, b.ID)) })
 	var events []Event
-	for _, a := range s.ends.overdue(m) {
+	for _, a := range over {
 		for _, e := range a.overdue(m) {
 			if len(events) == limit {
 				return events
@@ -22,21 +24,41 @@ func Expire(s *State, m Moment, limit int) []Event {
 	return events
 }
 
-// overdue are the allocations in which something is over at m, the earliest first.
-func (e *ends) overdue(m Moment) []*Allocation {
-	var out []*Allocation
-	for walk := []int{0}; len(walk) > 0; {
-		i := walk[len(walk)-1]
-		walk = walk[:len(walk)-1]
-		if i < len(e.heap) && e.heap[i].end <= m.Uptime {
-			out = append(out, e.heap[i])
-			walk = append(walk, 2*i+1, 2*i+2)
-		}
+// live is what is left of a at m, nil for nothing, and the events that end the rest:
+// the log may not say yet that it is over.
+func (s *State) live(a *Allocation, m Moment) (*Allocation, []Event) {
+	if a == nil || (s.ends.built && a.end > m.Uptime) {
+		return a, nil
 	}
-	slices.SortFunc(out, func(a, b *Allocation) int { return cmp.Or(cmp.Compare(a.end, b.end), cmp.Compare(a.ID, b.ID)) })
-	return out
+	over := a.overdue(m)
+	switch {
+	case len(over) == 0:
+		return a, nil
+	case a.Deadline.Passed(m):
+		return nil, over
+	}
+	left := *a
+	left.Channels = slices.DeleteFunc(slices.Clone(a.Channels), func(c Channel) bool { return c.Deadline.Passed(m) })
+	left.Permissions = slices.DeleteFunc(slices.Clone(a.Permissions), func(p Permission) bool { return p.Deadline.Passed(m) })
+	return &left, over
 }
 
+// count counts the allocations that are live at m, and those of owner among them.
+func (s *State) count(owner string, m Moment) (all, owned int) {
+	all, owned = len(s.allocations), s.byOwner[owner]
+	s.ends.build(s.allocations)
+	for _, a := range s.ends.within(m.Uptime) {
+		if a.Deadline.Passed(m) {
+			all--
+			if Owner(a.Username) == owner {
+				owned--
+			}
+		}
+	}
+	return all, owned
+}
+
+// overdue are the events that end what is over of a at m.
 func (a *Allocation) overdue(m Moment) []Event {
 	if a.Deadline.Passed(m) {
 		return []Event{AllocationExpired{Allocation: a.ID}}
@@ -68,7 +90,7 @@ func Close(s *State, id AllocationID, why Reason) []Event {
 func Reconcile(s *State, r *Rules, g *Gate) []Event {
 	var events []Event
 	for a := range s.Allocations() {
-		if !g.Knows(a.Username) {
+		if !g.Knows(a.Username, a.Created) {
 			events = append(events, AllocationDeleted{Allocation: a.ID, Reason: ReasonUserRemoved})
 			continue
 		}

@@ -53,7 +53,7 @@ var ErrDrop = errors.New("no answer is due")
 // matter, or [ErrDrop]. It keeps nothing of frame.
 //
 // The order is RFC 8489 section 9.2.4's: no MESSAGE-INTEGRITY is 401, without the rest
-// of a credential 400, a nonce not ours 438, a wrong user or password 401;
+// of a credential 400, a wrong user or password 401, a nonce not ours 438;
 // only then 420, so that nobody unauthenticated learns what is supported.
 func (g *Gate) Admit(t FiveTuple, frame []byte, m Moment) (*Request, *Reply, error) {
 	msg := messages.Get().(*stun.Message)
@@ -146,16 +146,14 @@ func (g *Gate) authenticate(q *Request, msg *stun.Message, m Moment) int {
 	if !hasName || !hasRealm || !hasNonce || len(mac) != 20 || len(name.Value) > MaxUsername || !utf8.Valid(name.Value) {
 		return CodeBadRequest
 	}
-	if !g.nonceValid(nonce.Value, q.FiveTuple.Client, m) {
-		return CodeStaleNonce
-	}
-	q.nonceReturned = true
+	q.nonceReturned = g.nonceValid(nonce.Value, q.FiveTuple.Client, m)
 	q.Username, q.Realm = string(name.Value), g.Realm
-	if q.key = g.verify(msg, q.Username); q.key == nil {
+	q.key = g.verify(msg, q.Username)
+	switch {
+	case q.key == nil, !g.current(q, m):
 		return CodeUnauthenticated
-	}
-	if !g.current(q, m) {
-		return CodeUnauthenticated
+	case !q.nonceReturned:
+		return CodeStaleNonce
 	}
 	return 0
 }
@@ -200,12 +198,13 @@ func (g *Gate) current(q *Request, m Moment) bool {
 	return g.CredentialGrace < 0 || over < g.CredentialGrace
 }
 
-// Knows says whether an allocation of username may live on: after a reload
-// that removed its user it may not.
-func (g *Gate) Knows(username string) bool {
+// Knows says whether an allocation that username made at created may live on: after a
+// reload that removed its user it may not. A name whose expiry was over by then
+// was no time-limited credential, but that of a static user who is gone.
+func (g *Gate) Knows(username string, created Moment) bool {
 	if _, static := g.keys[username]; static {
 		return true
 	}
-	_, _, limited := timeLimited(username)
-	return limited && len(g.Secrets) > 0
+	expiry, _, limited := timeLimited(username)
+	return limited && expiry.After(created.WallTime()) && len(g.Secrets) > 0
 }

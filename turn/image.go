@@ -3,6 +3,7 @@ package turn
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Image is a State as plain data, sorted: equal states have equal images, and
@@ -58,14 +59,14 @@ func (s *State) Image() Image {
 		im.Allocations = append(im.Allocations, AllocationImage{
 			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
 			Username: a.Username, Realm: a.Realm, Created: a.Created, Deadline: a.Deadline,
-			Permissions: a.Permissions, Channels: a.Channels, Usage: a.Usage,
+			Permissions: orNil(a.Permissions), Channels: orNil(a.Channels), Usage: orNil(a.Usage),
 		})
 	}
-	for _, r := range s.answers.live() {
-		given := s.answers.of[r.transaction]
+	for _, t := range s.answers.live() {
+		given := s.answers.of[t]
 		one := AnswerImage{
-			FiveTuple: FiveTuple{Client: r.client.unpack(), Server: r.server.unpack(), Protocol: r.protocol},
-			Kind:      r.kind, Tx: r.tx, Until: r.until, Allocation: given.allocation, Lifetime: given.lifetime,
+			FiveTuple: FiveTuple{Client: t.client.unpack(), Server: t.server.unpack(), Protocol: t.protocol},
+			Kind:      t.kind, Tx: t.tx, Until: given.until, Allocation: given.allocation, Lifetime: given.lifetime,
 		}
 		for _, p := range given.relayed {
 			if a := p.unpack(); a.IsValid() {
@@ -77,6 +78,14 @@ func (s *State) Image() Image {
 	return im
 }
 
+// orNil gives slices without elements one form.
+func orNil[T any](list []T) []T {
+	if len(list) == 0 {
+		return nil
+	}
+	return list
+}
+
 // FromImage is the state that im is the image of. It keeps the slices of im.
 // An error means that im is not the image of any state.
 func FromImage(im Image) (*State, error) {
@@ -85,7 +94,8 @@ func FromImage(im Image) (*State, error) {
 	s.last, s.sealed, s.snapshot = im.LastAllocation, im.LastSealed, im.LastSnapshot
 	s.config = im.Config
 	for _, a := range im.Allocations {
-		if a.ID > s.last || s.allocations[a.ID] != nil || s.byFiveTuple[a.FiveTuple] != nil {
+		taken := slices.ContainsFunc(a.Relayed, func(r netip.AddrPort) bool { return s.byRelayed[r] != nil })
+		if a.ID > s.last || s.allocations[a.ID] != nil || s.byFiveTuple[a.FiveTuple] != nil || taken {
 			return nil, fmt.Errorf("image of state %d: allocation %d contradicts another", im.Seq, a.ID)
 		}
 		s.insert(&Allocation{
@@ -96,15 +106,15 @@ func FromImage(im Image) (*State, error) {
 	}
 	for _, r := range im.Answers {
 		t := transactionOf(r.FiveTuple, r.Kind, r.Tx)
-		given := answer{allocation: r.Allocation, lifetime: r.Lifetime}
-		if len(r.Relayed) > len(given.relayed) {
-			return nil, fmt.Errorf("image of state %d: an answer with %d addresses", im.Seq, len(r.Relayed))
+		given := answer{until: r.Until, allocation: r.Allocation, lifetime: r.Lifetime}
+		if _, twice := s.answers.of[t]; twice || len(r.Relayed) > len(given.relayed) {
+			return nil, fmt.Errorf("image of state %d: answer %v contradicts another or itself", im.Seq, r.Tx)
 		}
 		for i, a := range r.Relayed {
 			given.relayed[i] = pack(a)
 		}
 		s.answers.of[t] = given
-		s.answers.queue = append(s.answers.queue, remembered{transaction: t, until: r.Until})
+		s.answers.queue = append(s.answers.queue, t)
 	}
 	return s, nil
 }

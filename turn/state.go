@@ -26,6 +26,7 @@ type State struct {
 	byFiveTuple map[FiveTuple]*Allocation
 	byRelayed   map[netip.AddrPort]*Allocation
 	byOwner     map[string]int // allocations by Owner
+	ports       map[netip.Addr]*portSet
 	ends        ends
 	answers     answers
 }
@@ -37,6 +38,7 @@ func NewState() *State {
 		byFiveTuple: map[FiveTuple]*Allocation{},
 		byRelayed:   map[netip.AddrPort]*Allocation{},
 		byOwner:     map[string]int{},
+		ports:       map[netip.Addr]*portSet{},
 		answers:     newAnswers(),
 	}
 }
@@ -74,6 +76,12 @@ func (s *State) ByFiveTuple(t FiveTuple) *Allocation { return s.byFiveTuple[t] }
 // ByRelayed is the allocation with the relayed transport address a, nil where there is none.
 func (s *State) ByRelayed(a netip.AddrPort) *Allocation { return s.byRelayed[a] }
 
+// relays says whether peer is the relayed transport address of an allocation that is live at m.
+func (s *State) relays(peer netip.AddrPort, m Moment) bool {
+	a := s.byRelayed[peer]
+	return a != nil && !a.Deadline.Passed(m)
+}
+
 // Owned counts the allocations of an owner (see [Owner]).
 func (s *State) Owned(owner string) int { return s.byOwner[owner] }
 
@@ -91,10 +99,11 @@ func (s *State) Allocations() iter.Seq[*Allocation] {
 // NextDeadline is the uptime at which the next thing ends, false where nothing will.
 func (s *State) NextDeadline() (time.Duration, bool) {
 	s.ends.build(s.allocations)
-	if len(s.ends.heap) == 0 {
+	a := s.ends.first()
+	if a == nil {
 		return 0, false
 	}
-	return s.ends.heap[0].end, true
+	return a.end, true
 }
 
 // Allocation is one client's allocation (RFC 8656 section 2.2).
@@ -111,8 +120,9 @@ type Allocation struct {
 	Channels    []Channel    // by number
 	Usage       []Usage      // by channel, peer and path
 
-	end   time.Duration // earliest deadline of this and all it holds
-	index int           // in the heap of ends
+	end   time.Duration // earliest deadline of this and all it holds, or before it where stale
+	stale bool
+	index int // in the heap of ends
 }
 
 // Permission lets one peer address send to the client (RFC 8656 section 9).

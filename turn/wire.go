@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+
+	"github.com/pion/stun/v3"
 )
 
 // FrameKind says what a datagram from a client looks like by its first bytes.
@@ -25,6 +27,7 @@ const (
 	attrPeerAddress  = 0x0012
 	attrData         = 0x0013
 	attrDontFragment = 0x001A
+	attrFingerprint  = 0x8028
 )
 
 // ChannelHeader is the length in bytes of the header of a ChannelData message.
@@ -86,7 +89,7 @@ func PutChannelHeader(dst []byte, n ChannelNumber, length int) {
 }
 
 // ParseSend decodes a Send indication (RFC 8656 section 11.2). Data aliases b.
-// The first of duplicate attributes counts. DONT-FRAGMENT is a
+// The first of duplicate attributes counts, and a FINGERPRINT must be right. DONT-FRAGMENT is a
 // comprehension-required attribute, and [ErrUnknown] where it is not supported
 // is left to the caller, who sees dontFragment.
 func ParseSend(b []byte) (peer netip.AddrPort, data []byte, dontFragment bool, err error) {
@@ -103,7 +106,7 @@ func ParseSend(b []byte) (peer netip.AddrPort, data []byte, dontFragment bool, e
 		if padded > len(rest)-4 {
 			return netip.AddrPort{}, nil, false, ErrFrame
 		}
-		value := rest[4 : 4+length]
+		value, at := rest[4:4+length], len(b)-len(rest)
 		rest = rest[4+padded:]
 		switch {
 		case kind == attrPeerAddress && !hasPeer:
@@ -115,6 +118,10 @@ func ParseSend(b []byte) (peer netip.AddrPort, data []byte, dontFragment bool, e
 			data, hasData = value, true
 		case kind == attrDontFragment:
 			dontFragment = true
+		case kind == attrFingerprint:
+			if length != 4 || len(rest) > 0 || binary.BigEndian.Uint32(value) != stun.FingerprintValue(b[:at]) {
+				return netip.AddrPort{}, nil, false, ErrFrame
+			}
 		case kind < 0x8000 && !knownAttribute(kind):
 			return netip.AddrPort{}, nil, false, ErrUnknown
 		}

@@ -1,0 +1,380 @@
+package turn
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pion/stun/v3"
+)
+
+const (
+	testRealm  = "example.org"
+	testServer = "192.0.2.1:3478"
+	startWall  = 1_700_000_000 // Unix seconds at uptime zero of the first boot
+)
+
+// at is the moment d into the first boot.
+func at(d time.Duration) Moment {
+	return Moment{Boot: BootID{1}, Uptime: d, Wall: startWall*int64(time.Second) + int64(d)}
+}
+
+func addr(s string) netip.Addr         { return netip.MustParseAddr(s) }
+func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+func testGateConfig() GateConfig {
+	return GateConfig{
+		Realm: testRealm, Software: "turnstone",
+		Users: []User{
+			{Name: "alice", Password: "wonderland"},
+			{Name: "bob", Key: longTermKey("bob", testRealm, "builder")},
+		},
+		Secrets:  [][]byte{[]byte("north"), []byte("south")},
+		NonceKey: [32]byte{7}, NonceLifetime: time.Hour, CredentialGrace: -1,
+	}
+}
+
+func testRules() Rules {
+	return Rules{
+		Relays: []Relay{
+			{IP: addr("192.0.2.1"), External: addr("192.0.2.1")},
+			{IP: addr("2001:db8::1"), External: addr("2001:db8::1")},
+		},
+		FirstPort: 49152, LastPort: 65535,
+		MaxPermissions: 8, MaxChannels: 4,
+		DefaultLifetime: 10 * time.Minute, MaxLifetime: time.Hour, LastChannel: ChannelLastRFC5766,
+	}
+}
+
+// caller is a client with a credential.
+type caller struct {
+	FiveTuple
+	user, password string
+}
+
+func newCaller(user, password, address string) *caller {
+	return &caller{FiveTuple{Client: addrPort(address), Server: addrPort(testServer), Protocol: UDP}, user, password}
+}
+
+func alice() *caller { return newCaller("alice", "wonderland", "198.51.100.1:5000") }
+func bob() *caller   { return newCaller("bob", "builder", "198.51.100.2:5000") }
+
+// timeLimitedCaller has a credential of secret that ends at expiry.
+func timeLimitedCaller(user, secret string, expiry Moment, address string) *caller {
+	name := TimeLimitedUsername(user, expiry.WallTime())
+	return newCaller(name, TimeLimitedPassword([]byte(secret), name), address)
+}
+
+func (c *caller) key() stun.MessageIntegrity {
+	return stun.NewLongTermIntegrity(c.user, testRealm, c.password)
+}
+
+// set sets an attribute of any type to any bytes.
+func set(kind stun.AttrType, value ...byte) stun.Setter {
+	return stun.RawAttribute{Type: kind, Value: value}
+}
+
+func lifetime(seconds uint32) stun.Setter {
+	return set(stun.AttrLifetime, binary.BigEndian.AppendUint32(nil, seconds)...)
+}
+
+func transport(p byte) stun.Setter { return set(stun.AttrRequestedTransport, p, 0, 0, 0) }
+func family(f byte) stun.Setter    { return set(stun.AttrRequestedAddressFamily, f, 0, 0, 0) }
+func evenPort(b byte) stun.Setter  { return set(stun.AttrEvenPort, b) }
+
+func channel(n uint16) stun.Setter {
+	return set(stun.AttrChannelNumber, byte(n>>8), byte(n), 0, 0)
+}
+
+// peer is XOR-PEER-ADDRESS.
+type peer string
+
+func (p peer) AddTo(m *stun.Message) error {
+	addXOR(m, stun.AttrXORPeerAddress, addrPort(string(p)))
+	return nil
+}
+
+func peers(list ...string) []stun.Setter {
+	var out []stun.Setter
+	for _, p := range list {
+		out = append(out, peer(p))
+	}
+	return out
+}
+
+func txid(n int) (tx TransactionID) {
+	copy(tx[:], fmt.Sprintf("%012d", n))
+	return tx
+}
+
+// plain builds a request without a credential.
+func plain(method stun.Method, tx TransactionID, attributes ...stun.Setter) []byte {
+	m := stun.New()
+	m.TransactionID = tx
+	m.Type = stun.NewType(method, stun.ClassRequest)
+	m.WriteHeader()
+	for _, a := range attributes {
+		if err := a.AddTo(m); err != nil {
+			panic(err)
+		}
+	}
+	return m.Raw
+}
+
+// signed builds a request of c with a nonce of g from m; tail follows MESSAGE-INTEGRITY.
+func (c *caller) signed(g *Gate, m Moment, method stun.Method, tx TransactionID, attributes []stun.Setter, tail ...stun.Setter) []byte {
+	all := append([]stun.Setter{
+		stun.NewUsername(c.user), stun.NewRealm(testRealm), stun.NewNonce(g.nonceFor(c.Client, m)),
+	}, attributes...)
+	return plain(method, tx, append(append(all, c.key()), tail...)...)
+}
+
+// core drives gate, rules and state as the server does.
+type core struct {
+	testing.TB
+	gate    *Gate
+	rules   Rules
+	state   *State
+	now     Moment
+	records []Record
+	lastTx  int
+	taken   map[netip.AddrPort]bool // ports that cannot be bound
+	lazy    bool                    // expiry is left undone, as in a server that has much of it to do
+}
+
+func newCore(t testing.TB) *core {
+	c := &core{TB: t, gate: NewGate(testGateConfig()), rules: testRules(), state: NewState(), now: at(0)}
+	c.record(EpochBegan{Log: LogID{9}, Epoch: 1})
+	return c
+}
+
+// record applies events as one record.
+func (c *core) record(events ...Event) {
+	c.Helper()
+	if len(events) == 0 {
+		return
+	}
+	r := Record{First: c.state.Seq() + 1, Moment: c.now, Events: events}
+	if err := c.state.Fold(r); err != nil {
+		c.Fatal(err)
+	}
+	c.records = append(c.records, r)
+}
+
+// wait moves the clock on, and lets expire what is over then.
+func (c *core) wait(d time.Duration) []Event {
+	c.Helper()
+	c.now.Uptime += d
+	c.now.Wall += int64(d)
+	if c.lazy {
+		return nil
+	}
+	return c.expire()
+}
+
+func (c *core) expire() []Event {
+	c.Helper()
+	var all []Event
+	for {
+		events := Expire(c.state, c.now, 3)
+		if len(events) == 0 {
+			return all
+		}
+		c.record(events...)
+		all = append(all, events...)
+	}
+}
+
+// reboot is a start of the host after down, with the wall clock off by skew.
+func (c *core) reboot(down, skew time.Duration) {
+	c.Helper()
+	c.now.Boot[0]++
+	c.now.Uptime = 10 * time.Second
+	c.now.Wall += int64(down + skew)
+	c.record(ServerStarted{Version: "test"})
+}
+
+// do sends a request of who and yields the answer.
+func (c *core) do(who *caller, method stun.Method, attributes ...stun.Setter) *answerSeen {
+	c.Helper()
+	c.lastTx++
+	return c.send(who, who.signed(c.gate, c.now, method, txid(c.lastTx), attributes))
+}
+
+// send sends a frame from who and yields the answer, nil for none.
+func (c *core) send(who *caller, frame []byte) *answerSeen {
+	c.Helper()
+	q, reply, err := c.gate.Admit(who.FiveTuple, frame, c.now)
+	if err != nil {
+		return nil
+	}
+	var events []Event
+	if reply == nil {
+		binary.BigEndian.PutUint64(q.Entropy[:], uint64(c.lastTx))
+		events, reply = c.decide(q)
+		c.record(events...)
+	}
+	seen := see(c, reply.Append(nil))
+	seen.events = events
+	if reply.key != nil {
+		if err := stun.MessageIntegrity(reply.key).Check(seen.message); err != nil {
+			c.Errorf("%v: the answer's MESSAGE-INTEGRITY: %v", reply.Method, err)
+		}
+	}
+	if !bytes.Equal(seen.message.TransactionID[:], frame[8:20]) {
+		c.Errorf("got an answer to transaction %x, want %x", seen.message.TransactionID, frame[8:20])
+	}
+	return seen
+}
+
+// decide decides q, and makes sure that deciding changes nothing.
+func (c *core) decide(q *Request) ([]Event, *Reply) {
+	c.Helper()
+	if !c.lazy {
+		c.expire()
+	}
+	before := c.state.Image()
+	d := Decide(c.state, &c.rules, q, c.now)
+	if d.Ports != nil {
+		var bound []netip.AddrPort
+		for a := range d.Ports.Candidates() {
+			if !c.taken[a] {
+				bound = []netip.AddrPort{a}
+				break
+			}
+		}
+		d = DecideBound(c.state, &c.rules, q, c.now, bound)
+	}
+	if diff := cmp.Diff(before, c.state.Image(), byAddress...); diff != "" {
+		c.Errorf("deciding a %v changed the state (-before +after):\n%s", q.Method, diff)
+	}
+	return d.Events, d.Reply
+}
+
+// reload puts the rules and the gate in force.
+func (c *core) reload() []Event {
+	c.Helper()
+	events := Reconcile(c.state, &c.rules, c.gate)
+	c.record(events...)
+	return events
+}
+
+// byAddress lets cmp look at addresses.
+var byAddress = []cmp.Option{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+}
+
+// answerSeen is an answer as a client decodes it.
+type answerSeen struct {
+	message  *stun.Message
+	code     int
+	relayed  netip.AddrPort
+	mapped   netip.AddrPort
+	lifetime int64 // -1 without LIFETIME
+	unknown  stun.UnknownAttributes
+	nonce    string
+	realm    string
+	events   []Event
+}
+
+func see(t testing.TB, raw []byte) *answerSeen {
+	t.Helper()
+	s := &answerSeen{message: &stun.Message{Raw: raw}, lifetime: -1}
+	if err := s.message.Decode(); err != nil {
+		t.Fatalf("decode the answer %x: %v", raw, err)
+	}
+	var code stun.ErrorCodeAttribute
+	if code.GetFrom(s.message) == nil {
+		s.code = int(code.Code)
+	}
+	if got, want := s.message.Type.Class == stun.ClassErrorResponse, s.code != 0; got != want {
+		t.Errorf("got an error response: %t, with code %d", got, s.code)
+	}
+	address := func(kind stun.AttrType) netip.AddrPort {
+		var a stun.XORMappedAddress
+		if a.GetFromAs(s.message, kind) != nil {
+			return netip.AddrPort{}
+		}
+		ip, _ := netip.AddrFromSlice(a.IP)
+		return netip.AddrPortFrom(ip, uint16(a.Port))
+	}
+	s.relayed, s.mapped = address(stun.AttrXORRelayedAddress), address(stun.AttrXORMappedAddress)
+	if v, err := s.message.Get(stun.AttrLifetime); err == nil {
+		s.lifetime = int64(binary.BigEndian.Uint32(v))
+	}
+	_ = s.unknown.GetFrom(s.message)
+	var nonce stun.Nonce
+	if nonce.GetFrom(s.message) == nil {
+		s.nonce = nonce.String()
+	}
+	var realm stun.Realm
+	if realm.GetFrom(s.message) == nil {
+		s.realm = realm.String()
+	}
+	return s
+}
+
+// codeOf is the code of an answer, -1 for no answer.
+func codeOf(a *answerSeen) int {
+	if a == nil {
+		return -1
+	}
+	return a.code
+}
+
+// mustDo is do, which must lead to code.
+func (c *core) mustDo(code int, who *caller, method stun.Method, attributes ...stun.Setter) *answerSeen {
+	c.Helper()
+	a := c.do(who, method, attributes...)
+	if got := codeOf(a); got != code {
+		c.Fatalf("%v of %s: got code %d, want %d", method, who.user, got, code)
+	}
+	return a
+}
+
+// allocated makes an allocation of who.
+func (c *core) allocated(who *caller) *Allocation {
+	c.Helper()
+	c.mustDo(0, who, stun.MethodAllocate, transport(17))
+	return c.state.ByFiveTuple(who.FiveTuple)
+}
+
+// describe writes an event in one line, without its transaction.
+func describe(e Event) string {
+	v := reflect.ValueOf(e)
+	var b strings.Builder
+	b.WriteString(v.Type().Name())
+	for i := range v.NumField() {
+		if name := v.Type().Field(i).Name; name != "Tx" {
+			fmt.Fprintf(&b, " %s=%v", strings.ToLower(name), v.Field(i).Interface())
+		}
+	}
+	return b.String()
+}
+
+func describeAll(events []Event) []string {
+	var out []string
+	for _, e := range events {
+		out = append(out, describe(e))
+	}
+	return out
+}
+
+// fold is the state that records lead to.
+func fold(t testing.TB, records []Record) *State {
+	t.Helper()
+	s := NewState()
+	for _, r := range records {
+		if err := s.Fold(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
