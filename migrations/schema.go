@@ -32,8 +32,11 @@ var Steps = []Step{
 // Current is the schema this program reads and writes.
 var Current = Steps[len(Steps)-1].Version
 
-// ErrNewer says that a file was written by a newer program.
-var ErrNewer = errors.New("the schema is newer than this program")
+// Errors about files that are not to be migrated.
+var (
+	ErrNewer   = errors.New("the schema is newer than this program")
+	ErrForeign = errors.New("the file belongs to another program")
+)
 
 func createBuckets(tx *bbolt.Tx) error {
 	for _, name := range [][]byte{Meta, Segments, Snapshots} {
@@ -44,10 +47,13 @@ func createBuckets(tx *bbolt.Tx) error {
 	return nil
 }
 
-// Version is the schema of a file, 0 for an empty one.
+// Version is the schema of a file, 0 for an empty one. What holds something else is ErrForeign.
 func Version(tx *bbolt.Tx) (uint64, error) {
 	meta := tx.Bucket(Meta)
 	if meta == nil {
+		if k, _ := tx.Cursor().First(); k != nil {
+			return 0, ErrForeign
+		}
 		return 0, nil
 	}
 	v := meta.Get(SchemaKey)

@@ -3,7 +3,7 @@ package store
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
+	"math/bits"
 
 	"turnstone/migrations"
 	"turnstone/turn"
@@ -12,9 +12,6 @@ import (
 )
 
 const (
-	// pageCost is what bbolt adds to a record, from above: key, element header.
-	pageCost = 8 + 16
-
 	zeroStep   = 1 << 20
 	zeroMargin = 512 << 10
 )
@@ -32,65 +29,61 @@ func (l *Log) Append(r turn.Record) error {
 	defer l.life.RUnlock()
 	l.write.Lock()
 	defer l.write.Unlock()
-	if l.db == nil {
-		return fmt.Errorf("append at %d: %w", r.First, os.ErrClosed)
-	}
 	next := l.chain.clone()
 	raw, err := next.encode(r)
 	if err != nil {
 		return err
 	}
-	into := l.segment
-	if into.number == 0 || into.size+pagesOf(len(raw)) > l.options.SegmentSize {
-		into = segment{number: into.number + 1, first: r.First}
-	}
-	into.size += pagesOf(len(raw))
-	l.zeroAhead()
-	if err := guard(l.dir, func() error { return l.commit(r.First, into, raw) }); err != nil {
+	into := l.segment.with(len(raw), l.options.SegmentSize, r.First)
+	err = l.commit(func(tx *bbolt.Tx) error { return put(tx, into, &l.chain, r.First, raw) })
+	if err != nil {
 		return fmt.Errorf("append at %d: %w", r.First, err)
 	}
 	l.chain, l.segment = next, into
-	s := l.db.Stats()
-	l.free.Store(int64(s.FreePageN+s.PendingPageN) * int64(l.db.Info().PageSize))
 	l.tails.publish(r)
 	return nil
 }
 
-// pagesOf bounds the bytes of pages that a record of n bytes takes: small ones
-// share a page, large ones have pages of their own.
-func pagesOf(n int) int {
-	n += pageCost
-	if n <= 1024 {
-		return n
+// commit runs f in a transaction of its own and makes it durable. Called with life and write
+// held. After an error, which may be of the disk, it refuses to go on until Recover.
+func (l *Log) commit(f func(*bbolt.Tx) error) error {
+	if l.db == nil {
+		return l.unavailable()
 	}
-	return (n+4095)&^4095 + 4096
+	if l.failed != nil {
+		return fmt.Errorf("an earlier commit failed: %w", l.failed)
+	}
+	l.zeroAhead()
+	if l.failed = l.db.transact(f); l.failed != nil {
+		return l.failed
+	}
+	l.countFree()
+	return nil
 }
 
-// commit writes raw, the record at first, into a segment, which is begun if this is its first.
-func (l *Log) commit(first turn.Seq, into segment, raw []byte) error {
-	tx, err := l.db.Begin(true)
-	if err != nil {
-		return err
-	}
+// countFree notes how many bytes of the file are free.
+func (l *Log) countFree() {
+	s := l.db.Stats()
+	l.free.Store(int64(s.FreePageN+s.PendingPageN) * int64(l.db.Info().PageSize))
+}
+
+// put writes raw, the record at first, into a segment, which begins where c stands if this is its first.
+func put(tx *bbolt.Tx, into segment, c *chain, first turn.Seq, raw []byte) (err error) {
 	segments := tx.Bucket(migrations.Segments)
 	segments.FillPercent = 1
 	var b *bbolt.Bucket
 	if into.first == first {
 		if b, err = segments.CreateBucket(key(into.number)); err == nil {
-			err = b.Put(headKey, l.chain.header(first))
+			err = b.Put(headKey, c.header(first))
 		}
 	} else if b = segments.Bucket(key(into.number)); b == nil {
 		err = fmt.Errorf("segment %d is gone", into.number)
 	}
-	if err == nil {
-		b.FillPercent = 1
-		err = b.Put(key(uint64(first)), raw)
-	}
 	if err != nil {
-		_ = tx.Rollback()
 		return err
 	}
-	return tx.Commit()
+	b.FillPercent = 1
+	return b.Put(key(uint64(first)), raw)
 }
 
 // zeroAhead writes zeros behind the part of the file that is in use, before it
@@ -102,16 +95,12 @@ func (l *Log) zeroAhead() {
 	if used+zeroMargin < l.zeroed {
 		return
 	}
-	f, err := os.OpenFile(l.db.Path(), os.O_WRONLY, 0)
-	if err != nil {
-		return
-	}
-	defer f.Close()
 	from := max(used, l.zeroed)
-	if n, err := f.WriteAt(make([]byte, zeroStep), from); err == nil {
-		l.zeroed = from + int64(n)
-	}
+	n, _ := l.db.file.WriteAt(zeros[:], from)
+	l.zeroed = from + max(int64(n), zeroStep/4) // where there is no room, not each time again
 }
+
+var zeros [zeroStep]byte
 
 // header is what a segment that begins at first needs to be read without the
 // ones before it: where the chain and the tree stood.
@@ -128,10 +117,13 @@ func (c *chain) header(first turn.Seq) []byte {
 func parseHeader(b []byte) (chain, error) {
 	const fixed = 1 + 8 + len(Hash{})
 	var c chain
-	if len(b) < fixed || (len(b)-fixed)%len(Hash{}) != 0 || b[0] != recordFormat {
-		return c, fmt.Errorf("a segment header of %d bytes", len(b))
+	if len(b) < fixed || b[0] != recordFormat {
+		return c, fmt.Errorf("a header of %d bytes", len(b))
 	}
 	c.tree.size = binary.BigEndian.Uint64(b[1:]) - 1
+	if peaks := bits.OnesCount64(c.tree.size); len(b) != fixed+peaks*len(Hash{}) {
+		return c, fmt.Errorf("a header of %d bytes with %d events before it", len(b), c.tree.size)
+	}
 	copy(c.last[:], b[9:])
 	for rest := b[fixed:]; len(rest) > 0; rest = rest[len(Hash{}):] {
 		c.tree.peaks = append(c.tree.peaks, Hash(rest[:len(Hash{})]))

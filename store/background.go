@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,13 +13,16 @@ import (
 )
 
 // Background does what need not be done at once, until ctx ends: it has sealed segments
-// recorded and takes snapshots of them. What it has to say goes to record, which sends it
-// through the one writer. It returns the error that stopped it, or that of ctx.
+// recorded, from the one after sealed on, and takes snapshots of them. What it has to say goes to
+// record, which sends it through the one writer. What fails is tried again at the next look, since
+// the writer learns of a failed disk by itself; damage ends it with a *CorruptError.
 func (l *Log) Background(ctx context.Context, sealed uint64, record func(context.Context, turn.Event) error) error {
 	tick := time.NewTicker(l.options.CheckEvery)
 	defer tick.Stop()
+	t := tender{log: l, sealed: sealed, news: true, record: record}
 	for {
-		if err := l.tend(ctx, &sealed, record); err != nil && ctx.Err() == nil {
+		var damage *CorruptError
+		if err := t.look(ctx); errors.As(err, &damage) {
 			return fmt.Errorf("tend log: %w", err)
 		}
 		select {
@@ -29,32 +33,44 @@ func (l *Log) Background(ctx context.Context, sealed uint64, record func(context
 	}
 }
 
-func (l *Log) tend(ctx context.Context, sealed *uint64, record func(context.Context, turn.Event) error) error {
-	news := false
+// tender is what Background has yet to do.
+type tender struct {
+	log    *Log
+	sealed uint64             // recorded so far
+	news   bool               // there may be something to take a snapshot of
+	taken  turn.SnapshotTaken // to be recorded; At is 0 for none
+	record func(context.Context, turn.Event) error
+}
+
+func (t *tender) look(ctx context.Context) error {
 	for {
-		e, ok, err := l.sealedAfter(*sealed)
+		e, ok, err := t.log.sealedAfter(t.sealed)
 		if err != nil {
 			return err
 		}
 		if !ok {
 			break
 		}
-		if err := record(ctx, e); err != nil {
+		if err := t.record(ctx, e); err != nil {
 			return err
 		}
-		*sealed, news = e.Segment, true
+		t.sealed, t.news = e.Segment, true
 	}
-	if !news || l.options.NoSnapshots {
+	if t.news && t.taken.At == 0 && !t.log.options.NoSnapshots {
+		taken, err := t.log.takeSnapshot(ctx)
+		if err != nil {
+			return err
+		}
+		t.news, t.taken = false, taken
+	}
+	if t.taken.At == 0 {
 		return nil
 	}
-	taken, err := l.takeSnapshot()
-	if err != nil || taken.At == 0 {
+	if err := t.record(ctx, t.taken); err != nil {
 		return err
 	}
-	if err := record(ctx, taken); err != nil {
-		return err
-	}
-	return l.dropSnapshots()
+	t.taken = turn.SnapshotTaken{}
+	return t.log.dropSnapshots()
 }
 
 // sealedAfter is the event of the next sealed segment after number n, if there is one.

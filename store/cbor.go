@@ -74,8 +74,31 @@ var errCBOR = errors.New("not in the form of the hot decoder")
 
 // cursor reads CBOR in deterministic encoding. The first error sticks.
 type cursor struct {
-	b   []byte
-	err error
+	b     []byte
+	err   error
+	names *names // may be nil
+}
+
+// names keeps strings that come again and again, so that each is there once: a log has few
+// users and realms and many allocations. It is for one goroutine.
+type names struct{ known map[string]string }
+
+// maxNames bounds what is kept. Whoever has more users has them twice.
+const maxNames = 4096
+
+func (n *names) of(b []byte) string {
+	if n == nil {
+		return string(b)
+	}
+	if s, ok := n.known[string(b)]; ok {
+		return s
+	}
+	if n.known == nil || len(n.known) >= maxNames {
+		n.known = map[string]string{}
+	}
+	s := string(b)
+	n.known[s] = s
+	return s
 }
 
 // head reads the head of an item of type major and yields its argument.
@@ -146,7 +169,7 @@ func (c *cursor) text() string {
 		c.fail()
 		return ""
 	}
-	return string(b)
+	return c.names.of(b)
 }
 
 func (c *cursor) fixed(dst []byte) {
@@ -170,8 +193,19 @@ func (c *cursor) addr() netip.Addr {
 }
 
 func (c *cursor) addrPort() netip.AddrPort {
+	a := c.optionalAddrPort()
+	if !a.IsValid() {
+		c.fail()
+	}
+	return a
+}
+
+// optionalAddrPort may be the zero one, without an address.
+func (c *cursor) optionalAddrPort() netip.AddrPort {
 	b := c.bytes(majorBytes)
 	switch len(b) {
+	case 2:
+		return netip.AddrPortFrom(netip.Addr{}, binary.LittleEndian.Uint16(b))
 	case 6:
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b)), binary.LittleEndian.Uint16(b[4:]))
 	case 18:

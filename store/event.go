@@ -48,7 +48,9 @@ func EncodeEvent(dst []byte, e turn.Event) ([]byte, error) {
 }
 
 // DecodeEvent decodes the stored form of an event. It keeps nothing of b.
-func DecodeEvent(b []byte) (turn.Event, error) {
+func DecodeEvent(b []byte) (turn.Event, error) { return decodeEvent(b, nil) }
+
+func decodeEvent(b []byte, names *names) (turn.Event, error) {
 	c := cursor{b: b}
 	if c.head(majorArray) != 2 {
 		c.fail()
@@ -57,7 +59,7 @@ func DecodeEvent(b []byte) (turn.Event, error) {
 	if c.err != nil || kind > 0xffff {
 		return nil, fmt.Errorf("decode event: %w", errCBOR)
 	}
-	if e, ok := decodeHot(turn.Kind(kind), c.b); ok {
+	if e, ok := decodeHot(turn.Kind(kind), c.b, names); ok {
 		return e, nil
 	}
 	present, body, err := migrations.Upcast(uint16(kind), c.b)

@@ -11,8 +11,11 @@ import (
 // relay writes all day, in the same bytes, by hand; what they do not recognize goes to the library,
 // which is also their oracle in the tests.
 
-// encodeHot appends the body of e, if its kind is a hot one.
+// encodeHot appends the body of e, if its kind is a hot one and its addresses have no zones.
 func encodeHot(dst []byte, e turn.Event) ([]byte, bool) {
+	if zoned(e) {
+		return nil, false
+	}
 	switch e := e.(type) {
 	case turn.AllocationCreated:
 		return encodeCreated(dst, e), true
@@ -44,6 +47,28 @@ func encodeHot(dst []byte, e turn.Event) ([]byte, bool) {
 		return encodeUsage(dst, e), true
 	}
 	return nil, false
+}
+
+// zoned says whether an address of e has a zone, which no canonical one has.
+func zoned(e turn.Event) bool {
+	switch e := e.(type) {
+	case turn.AllocationCreated:
+		for _, r := range e.Relayed {
+			if r.Addr().Zone() != "" {
+				return true
+			}
+		}
+		return e.FiveTuple.Client.Addr().Zone() != "" || e.FiveTuple.Server.Addr().Zone() != ""
+	case turn.PermissionInstalled:
+		return e.Peer.Zone() != ""
+	case turn.PermissionExpired:
+		return e.Peer.Zone() != ""
+	case turn.ChannelBound:
+		return e.Peer.Addr().Zone() != ""
+	case turn.UsageRecorded:
+		return e.Peer.Addr().Zone() != ""
+	}
+	return false
 }
 
 // encodeGrant begins a map of n pairs with the allocation and the transaction.
@@ -89,8 +114,8 @@ func encodeUsage(dst []byte, e turn.UsageRecorded) []byte {
 }
 
 // decodeHot decodes the body of a hot kind. False leaves it to the library.
-func decodeHot(k turn.Kind, body []byte) (turn.Event, bool) {
-	c := cursor{b: body}
+func decodeHot(k turn.Kind, body []byte, names *names) (turn.Event, bool) {
+	c := cursor{b: body, names: names}
 	var e turn.Event
 	switch k {
 	case turn.KindAllocationCreated:
@@ -119,6 +144,8 @@ func decodeHot(k turn.Kind, body []byte) (turn.Event, bool) {
 	case turn.KindChannelExpired:
 		id := c.allocation(2)
 		e = turn.ChannelExpired{Allocation: id, Channel: turn.ChannelNumber(c.field(2, math.MaxUint16))}
+	case turn.KindUsageRecorded:
+		e = c.usage()
 	default:
 		return nil, false
 	}
@@ -169,4 +196,22 @@ func (c *cursor) created() turn.AllocationCreated {
 	e.Realm = c.text()
 	e.Lifetime = uint32(c.field(8, math.MaxUint32))
 	return e
+}
+
+func (c *cursor) usage() turn.UsageRecorded {
+	e := turn.UsageRecorded{Allocation: c.allocation(6), Channel: turn.ChannelNumber(c.field(2, math.MaxUint16))}
+	c.key(3)
+	e.Peer = c.optionalAddrPort()
+	e.Path = turn.Path(c.field(4, math.MaxUint8))
+	e.ToPeer, e.ToClient = c.count(5), c.count(6)
+	return e
+}
+
+// count reads the map key n and the count that follows.
+func (c *cursor) count(n uint64) turn.Count {
+	c.key(n)
+	if c.head(majorMap) != 2 {
+		c.fail()
+	}
+	return turn.Count{Packets: c.field(1, math.MaxUint64), Bytes: c.field(2, math.MaxUint64)}
 }

@@ -12,7 +12,7 @@ import (
 // is first asked for. It is durable when LoadKey returns.
 func LoadKey(dir, name string, size int) ([]byte, error) {
 	keys := filepath.Join(dir, keysName)
-	if err := os.MkdirAll(keys, 0o700); err != nil {
+	if err := makeDir(keys); err != nil {
 		return nil, fmt.Errorf("load key %s: %w", name, err)
 	}
 	file := filepath.Join(keys, name)

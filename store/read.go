@@ -2,10 +2,12 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"os"
+	"time"
 
 	"turnstone/migrations"
 	"turnstone/turn"
@@ -13,9 +15,15 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// chunkSize bounds what one read transaction copies, in bytes: a reader that
-// stays long keeps pages from being reused.
-const chunkSize = 1 << 20
+// A reader that stays long keeps pages from being reused: these bound what one read
+// transaction copies, and for how long it does where the disk is slow.
+const (
+	chunkSize = 1 << 20
+	chunkTime = 20 * time.Millisecond
+)
+
+// ErrRetired says that events were asked for whose segments are not in the log any more.
+var ErrRetired = errors.New("the events were retired from the log")
 
 // source is a file that read transactions can be had of, one at a time.
 type source interface {
@@ -29,9 +37,17 @@ func (l *Log) view(f func(*bbolt.Tx) error) error {
 	l.life.RLock()
 	defer l.life.RUnlock()
 	if l.db == nil {
-		return os.ErrClosed
+		return l.unavailable()
 	}
 	return guard(l.name(), func() error { return l.db.View(f) })
+}
+
+// unavailable says why there is no file. Called with life held.
+func (l *Log) unavailable() error {
+	if l.closed {
+		return os.ErrClosed
+	}
+	return ErrUnavailable
 }
 
 // Records yields the records of the log as it is now, from the one that holds
@@ -88,61 +104,79 @@ func (p *position) chunk(tx *bbolt.Tx) ([][]byte, error) {
 	if segments == nil {
 		return nil, &CorruptError{Err: errors.New("there are no segments")}
 	}
-	if p.segment == nil && !p.find(segments) {
-		return nil, nil
+	if p.segment == nil {
+		if err := p.find(segments); err != nil || p.segment == nil {
+			return nil, err
+		}
 	}
 	var out [][]byte
-	for size := 0; size < chunkSize; {
+	end := time.Now().Add(chunkTime)
+	for size := 0; ; {
 		b := segments.Bucket(p.segment)
 		if b == nil {
-			return nil, fmt.Errorf("read at %d: the segment was retired", p.seq)
+			return nil, fmt.Errorf("read at %d: %w", p.seq, ErrRetired)
 		}
 		c := b.Cursor()
-		k, v := p.start(c)
-		for ; k != nil && size < chunkSize; k, v = c.Next() {
+		for k, v := p.start(c); k != nil; k, v = c.Next() {
+			if size >= chunkSize || len(out)&15 == 15 && time.Now().After(end) {
+				return out, nil
+			}
 			out = append(out, bytes.Clone(v))
 			size += len(v)
 			p.seq = seqOf(k) + 1
 		}
-		if k != nil {
-			break
-		}
 		next, _ := segments.Cursor().Seek(key(number(p.segment) + 1))
 		if next == nil {
-			break
+			return out, nil
 		}
 		p.segment = bytes.Clone(next)
 	}
-	return out, nil
 }
 
 // start moves c to the record p is at: the one that holds p.seq, or the first after it.
 func (p *position) start(c *bbolt.Cursor) (k, v []byte) {
-	k, v = c.Seek(key(uint64(p.seq)))
 	if p.seek {
 		p.seek = false
-		if k == nil || seqOf(k) != p.seq {
-			if k, v = c.Prev(); k == nil {
-				k, v = c.Last()
-			}
+		if k, _ = c.Seek(key(uint64(p.seq) + 1)); k == nil {
+			k, v = c.Last()
+		} else {
+			k, v = c.Prev()
+		}
+		if len(k) != 1 && lastOf(k, v) >= p.seq {
+			return k, v
 		}
 	}
-	if len(k) == 1 { // the header
+	if k, v = c.Seek(key(uint64(p.seq))); len(k) == 1 { // the header
 		k, v = c.Next()
 	}
 	return k, v
 }
 
-// find looks for the last segment that begins at or before p.seq.
-func (p *position) find(segments *bbolt.Bucket) bool {
+// find looks for the last segment that begins at or before p.seq. There is none in an empty log.
+func (p *position) find(segments *bbolt.Bucket) error {
 	c := segments.Cursor()
 	for k, _ := c.Last(); k != nil; k, _ = c.Prev() {
-		p.segment = bytes.Clone(k)
-		if first, _ := segments.Bucket(k).Cursor().Seek(key(0)); first == nil || seqOf(first) <= p.seq {
-			return true
+		b := segments.Bucket(k)
+		if b == nil {
+			return &CorruptError{Err: fmt.Errorf("segment %d is no bucket", number(k))}
+		}
+		if first, _ := b.Cursor().Seek(key(0)); first == nil || seqOf(first) <= p.seq {
+			p.segment = bytes.Clone(k)
+			return nil
 		}
 	}
-	return p.segment != nil
+	if k, _ := c.First(); k != nil {
+		return fmt.Errorf("read at %d: %w", p.seq, ErrRetired)
+	}
+	return nil
+}
+
+// lastOf is the last sequence of the record v, whose key is k.
+func lastOf(k, v []byte) turn.Seq {
+	if len(v) < recordHeader {
+		return seqOf(k)
+	}
+	return seqOf(k) + turn.Seq(binary.BigEndian.Uint32(v[13:])) - 1
 }
 
 // seqOf is the sequence in a record's key.
@@ -155,47 +189,66 @@ func number(k []byte) (n uint64) {
 	return n
 }
 
-// decoded decodes records in a goroutine of its own, a batch ahead of whoever takes them.
+// batch is decoded records, the last of which may be an error instead.
+type batch struct {
+	records []turn.Record
+	err     error
+}
+
+// batchEvents is how many events of small records go from one goroutine to the other at once.
+const batchEvents = 1024
+
+// decoded decodes records in a goroutine of its own, a few batches ahead of whoever takes them.
 func decoded(raw iter.Seq2[[]byte, error]) iter.Seq2[turn.Record, error] {
-	type item struct {
-		record turn.Record
-		err    error
-	}
-	const batch = 256
 	return func(yield func(turn.Record, error) bool) {
-		batches, stop, done := make(chan []item, 4), make(chan struct{}), make(chan struct{})
+		batches, stop, done := make(chan batch, 4), make(chan struct{}), make(chan struct{})
 		defer func() { close(stop); <-done }()
 		go func() {
 			defer close(done)
 			defer close(batches)
-			var items []item
-			send := func() bool {
+			for b := range decodeAll(raw) {
 				select {
-				case batches <- items:
-					items = make([]item, 0, batch)
-					return true
+				case batches <- b:
 				case <-stop:
-					return false
-				}
-			}
-			for b, err := range raw {
-				var r turn.Record
-				if err == nil {
-					r, err = Decode(b)
-				}
-				items = append(items, item{r, err})
-				if (len(items) == batch && !send()) || err != nil {
-					break
-				}
-			}
-			send()
-		}()
-		for items := range batches {
-			for _, i := range items {
-				if !yield(i.record, i.err) || i.err != nil {
 					return
 				}
 			}
+		}()
+		for b := range batches {
+			for _, r := range b.records {
+				if !yield(r, nil) {
+					return
+				}
+			}
+			if b.err != nil {
+				yield(turn.Record{}, b.err)
+				return
+			}
 		}
+	}
+}
+
+func decodeAll(raw iter.Seq2[[]byte, error]) iter.Seq[batch] {
+	return func(yield func(batch) bool) {
+		var b batch
+		events := 0
+		known := &names{}
+		for one, err := range raw {
+			var r turn.Record
+			if err == nil {
+				r, err = decodeRecord(one, known)
+			}
+			if b.err = err; err != nil {
+				break
+			}
+			b.records = append(b.records, r)
+			if events += len(r.Events); events >= batchEvents {
+				if !yield(b) {
+					return
+				}
+				b, events = batch{records: make([]turn.Record, 0, len(b.records))}, 0
+			}
+		}
+		yield(b)
 	}
 }

@@ -1,10 +1,10 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"iter"
-	"os"
 	"time"
 
 	"turnstone/migrations"
@@ -14,7 +14,7 @@ import (
 )
 
 // Reader reads a log file that no daemon has open. It opens the file for each chunk and closes it
-// again, so that it never keeps a daemon from starting.
+// again, and stops with ErrInUse when it sees a daemon's lock, so that it never keeps one from starting.
 type Reader struct {
 	file string
 }
@@ -26,15 +26,16 @@ const readerWait = 300 * time.Millisecond
 // OpenReader opens the log file for reading. The error is ErrInUse while a daemon has it open.
 func OpenReader(file string) (*Reader, error) {
 	r := &Reader{file: file}
-	if info, err := os.Stat(file); err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	} else if info.Size() == 0 {
-		return nil, &CorruptError{File: file, Err: errors.New("the file is empty")}
+	if err := unlocked(file); err != nil {
+		return nil, err
+	}
+	if err := checkFile(file, readerWait); err != nil {
+		return nil, err
 	}
 	err := r.view(func(tx *bbolt.Tx) error {
 		version, err := migrations.Version(tx)
 		if err != nil {
-			return &CorruptError{File: file, Err: err}
+			return err
 		}
 		pending, err := migrations.Pending(version)
 		if err == nil && len(pending) > 0 {
@@ -43,7 +44,7 @@ func OpenReader(file string) (*Reader, error) {
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, inSchema(file, err)
 	}
 	return r, nil
 }
@@ -51,13 +52,14 @@ func OpenReader(file string) (*Reader, error) {
 func (r *Reader) name() string { return r.file }
 
 func (r *Reader) view(f func(*bbolt.Tx) error) error {
-	return guard(r.file, func() error {
-		db, err := bbolt.Open(r.file, 0o400, &bbolt.Options{ReadOnly: true, Timeout: readerWait})
-		if err != nil {
-			return openError(r.file, err)
-		}
-		return errors.Join(db.View(f), db.Close())
-	})
+	if err := unlocked(r.file); err != nil {
+		return err
+	}
+	db, err := openDatabase(r.file, bbolt.Options{ReadOnly: true, Timeout: readerWait})
+	if err != nil {
+		return err
+	}
+	return errors.Join(guard(r.file, func() error { return db.View(f) }), db.close())
 }
 
 // Records yields the records from the one that holds from.
@@ -143,7 +145,7 @@ func statOf(s source) (Stat, error) {
 		st.Bytes += g.Bytes
 		st.Segments = append(st.Segments, g)
 	}
-	ats, _, err := snapshotsIn(s)
+	ats, err := snapshotsIn(s)
 	if err != nil {
 		return st, err
 	}
@@ -159,33 +161,53 @@ func statOf(s source) (Stat, error) {
 
 func statSegment(s source, n []byte) (Segment, error) {
 	g := Segment{Number: number(n)}
-	err := s.view(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(migrations.Segments).Bucket(n)
-		if b == nil {
-			return nil // retired meanwhile
-		}
-		c := b.Cursor()
-		for k, v := c.Seek(key(0)); k != nil; k, v = c.Next() {
-			g.Records++
-			g.Bytes += uint64(len(v))
-			if g.First == 0 {
-				first, err := parseEnvelope(v)
-				if err != nil {
-					return err
-				}
-				g.First, g.From = first.first, first.moment
+	for from := key(0); from != nil; {
+		err := s.view(func(tx *bbolt.Tx) (err error) {
+			b := tx.Bucket(migrations.Segments).Bucket(n)
+			if b == nil { // retired meanwhile
+				from = nil
+				return nil
 			}
+			from, err = g.add(b.Cursor(), from)
+			return err
+		})
+		if err != nil {
+			return g, err
 		}
-		if _, v := c.Last(); g.Records > 0 {
-			last, err := parseEnvelope(v)
+	}
+	return g, nil
+}
+
+// add counts the records at c from the key from on, and yields the key to go on
+// from, nil at the end.
+func (g *Segment) add(c *bbolt.Cursor, from []byte) ([]byte, error) {
+	end := time.Now().Add(chunkTime)
+	var last []byte
+	for k, v := c.Seek(from); k != nil; k, v = c.Next() {
+		if g.Records&63 == 0 && time.Now().After(end) {
+			return bytes.Clone(k), g.ends(last)
+		}
+		if g.Records == 0 {
+			first, err := parseEnvelope(v)
 			if err != nil {
-				return err
+				return nil, err
 			}
-			g.Last, g.To = last.last(), last.moment
+			g.First, g.From = first.first, first.moment
 		}
+		g.Records++
+		g.Bytes += uint64(len(v))
+		last = v
+	}
+	return nil, g.ends(last)
+}
+
+func (g *Segment) ends(last []byte) error {
+	if last == nil {
 		return nil
-	})
-	return g, err
+	}
+	v, err := parseEnvelope(last)
+	g.Last, g.To = v.last(), v.moment
+	return err
 }
 
 func statSnapshot(s source, at turn.Seq) (Snapshot, error) {

@@ -29,6 +29,7 @@ const (
 	recordHeader = 1 + 4 + 8 + 4 + 16 + 8 + 8 + 32 + 32
 
 	maxEvent = 1 << 20
+	minEvent = 1 + 3 // with its length: array, kind, body
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -90,13 +91,13 @@ func parseEnvelope(b []byte) (envelope, error) {
 	copy(v.chain[:], b[49:])
 	copy(v.root[:], b[81:])
 	rest := b[recordHeader:]
-	if count == 0 || uint64(count) > uint64(len(rest)) {
+	if count == 0 || uint64(count)*minEvent > uint64(len(rest)) {
 		return envelope{}, &CorruptError{Seq: first, Err: fmt.Errorf("%d events in %d bytes", count, len(rest))}
 	}
 	v.events = make([][]byte, count)
 	for i := range v.events {
 		n, size := binary.Uvarint(rest)
-		if size <= 0 || n > uint64(len(rest)-size) {
+		if size <= 0 || size > 1 && rest[size-1] == 0 || n > uint64(len(rest)-size) {
 			return envelope{}, &CorruptError{Seq: first, Err: fmt.Errorf("event %d runs over the record", i)}
 		}
 		v.events[i], rest = rest[size:size+int(n)], rest[size+int(n):]
@@ -108,10 +109,10 @@ func parseEnvelope(b []byte) (envelope, error) {
 }
 
 // record decodes the events of v.
-func (v *envelope) record() (turn.Record, error) {
+func (v *envelope) record(names *names) (turn.Record, error) {
 	r := turn.Record{First: v.first, Moment: v.moment, Events: make([]turn.Event, len(v.events))}
 	for i, b := range v.events {
-		e, err := DecodeEvent(b)
+		e, err := decodeEvent(b, names)
 		if err != nil {
 			return turn.Record{}, fmt.Errorf("event %d: %w", v.first+turn.Seq(i), err)
 		}
@@ -121,12 +122,14 @@ func (v *envelope) record() (turn.Record, error) {
 }
 
 // Decode decodes a stored record.
-func Decode(b []byte) (turn.Record, error) {
+func Decode(b []byte) (turn.Record, error) { return decodeRecord(b, nil) }
+
+func decodeRecord(b []byte, names *names) (turn.Record, error) {
 	v, err := parseEnvelope(b)
 	if err != nil {
 		return turn.Record{}, err
 	}
-	return v.record()
+	return v.record(names)
 }
 
 // chain is where a log stands: the hash of its last record and the tree over

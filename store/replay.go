@@ -14,54 +14,71 @@ import (
 // replay folds the log from its newest good snapshot on, and sets l up to append to it. The
 // chain is checked along the whole way, the tree in the last segment.
 func (l *Log) replay() (*turn.State, error) {
-	state, err := l.newestSnapshot()
+	segments, err := l.segments()
 	if err != nil {
 		return nil, err
 	}
-	last, header, err := l.lastSegment()
-	if err != nil || last.number == 0 {
+	state, err := l.newestSnapshot(segments)
+	if err != nil || len(segments) == 0 {
 		l.chain, l.segment = chain{}, segment{}
 		return state, err
 	}
-	if state.Seq()+1 > last.first {
-		return nil, &CorruptError{File: l.name(), Err: fmt.Errorf("a snapshot at %d is newer than the sealed segments", state.Seq())}
-	}
-	c, err := chainAt(l, state.Seq()+1)
-	if err != nil {
-		return nil, err
-	}
-	checked := func(yield func([]byte, error) bool) {
-		next := state.Seq() + 1
-		for raw, err := range Raw(fileOf{l}, next) {
-			if err != nil {
-				yield(nil, err)
-				return
-			}
-			v, err := parseEnvelope(raw)
-			if err == nil && v.first == last.first {
-				c.tree = header.tree.clone()
-			}
-			if err == nil {
-				err = c.link(&v, raw, next)
-			}
-			if err == nil && v.first >= last.first {
-				err = c.grow(&v)
-				last.size += pagesOf(len(raw))
-			}
-			if !yield(raw, inFile(l.name(), err)) || err != nil {
-				return
-			}
-			next = v.last() + 1
+	f := following{next: state.Seq() + 1, last: segment{number: segments[len(segments)-1].number}}
+	for _, s := range segments {
+		if s.begin.next() == f.next {
+			f.chain = chain{last: s.begin.last}
 		}
+		f.begin, f.last.first = s.begin, s.begin.next()
 	}
-	if err := foldInto(state, decoded(checked)); err != nil {
+	if err := foldInto(state, decoded(f.checked(Raw(fileOf{l}, f.next)))); err != nil {
 		return nil, inFile(l.name(), err)
 	}
-	if c.next() != state.Seq()+1 {
+	if f.chain.next() != state.Seq()+1 {
 		return nil, &CorruptError{File: l.name(), Seq: state.Seq(), Err: errors.New("the last segment is empty")}
 	}
-	l.chain, l.segment = c, last
+	l.chain, l.segment = f.chain, f.last
 	return state, nil
+}
+
+// following checks records against what comes before them.
+type following struct {
+	chain chain
+	next  turn.Seq
+	last  segment // the one to append to
+	begin chain   // where the log stood before it
+}
+
+// checked passes the records of raw on that follow one another.
+func (f *following) checked(raw iter.Seq2[[]byte, error]) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		for b, err := range raw {
+			if err == nil {
+				err = f.take(b)
+			}
+			if !yield(b, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+func (f *following) take(b []byte) error {
+	v, err := parseEnvelope(b)
+	if err != nil {
+		return err
+	}
+	if v.first == f.last.first {
+		f.chain.tree = f.begin.tree.clone()
+	}
+	if err := f.chain.link(&v, b, f.next); err != nil {
+		return err
+	}
+	f.next = v.last() + 1
+	if v.first < f.last.first {
+		return nil
+	}
+	f.last.grow(len(b))
+	return f.chain.grow(&v)
 }
 
 // foldInto folds records into s. What does not fold is damage.
@@ -84,40 +101,36 @@ func (f fileOf) view(fn func(*bbolt.Tx) error) error {
 	return guard(f.name(), func() error { return f.db.View(fn) })
 }
 
-// lastSegment is the one to append to, number 0 where there is none, and where chain and tree stood before it.
-func (l *Log) lastSegment() (last segment, header chain, err error) {
-	err = l.db.View(func(tx *bbolt.Tx) error {
-		segments := tx.Bucket(migrations.Segments)
-		k, _ := segments.Cursor().Last()
-		if k == nil {
-			return nil
-		}
-		last.number = number(k)
-		if header, err = parseHeader(segments.Bucket(k).Get(headKey)); err != nil {
-			return &CorruptError{File: l.name(), Err: fmt.Errorf("segment %d: %w", last.number, err)}
-		}
-		last.first = header.next()
-		return nil
-	})
-	return last, header, err
+// begun is a segment and where the log stood before it.
+type begun struct {
+	number uint64
+	begin  chain
 }
 
-// chainAt is where the chain stood before the segment that begins at first.
-// Snapshots end where segments end, so there is one.
-func chainAt(l *Log, first turn.Seq) (c chain, err error) {
-	err = l.db.View(func(tx *bbolt.Tx) error {
+// segments lists the segments there are, none of which may be missing between two others.
+func (l *Log) segments() (list []begun, err error) { return segmentsOf(fileOf{l}) }
+
+func segmentsOf(s source) (list []begun, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
 		segments := tx.Bucket(migrations.Segments)
-		p := position{seq: first}
-		if !p.find(segments) {
-			return nil
+		if segments == nil {
+			return &CorruptError{File: s.name(), Err: errors.New("there are no segments")}
 		}
-		if c, err = parseHeader(segments.Bucket(p.segment).Get(headKey)); err != nil {
-			return &CorruptError{File: l.name(), Err: fmt.Errorf("segment %d: %w", number(p.segment), err)}
-		}
-		if c.next() != first {
-			return &CorruptError{File: l.name(), Err: fmt.Errorf("no segment begins at %d, where the snapshot ends", first)}
+		c := segments.Cursor()
+		for k, v := c.First(); k != nil; k, v = c.Next() {
+			one := begun{number: number(k)}
+			if v != nil || len(k) != 8 {
+				return &CorruptError{File: s.name(), Err: fmt.Errorf("%x is no segment", k)}
+			}
+			if one.begin, err = parseHeader(segments.Bucket(k).Get(headKey)); err != nil {
+				return &CorruptError{File: s.name(), Err: fmt.Errorf("segment %d: %w", one.number, err)}
+			}
+			if n := len(list); n > 0 && (one.number != list[n-1].number+1 || one.begin.next() <= list[n-1].begin.next()) {
+				return &CorruptError{File: s.name(), Err: fmt.Errorf("segment %d does not follow %d", one.number, list[n-1].number)}
+			}
+			list = append(list, one)
 		}
 		return nil
 	})
-	return c, err
+	return list, err
 }

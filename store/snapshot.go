@@ -1,11 +1,12 @@
 package store
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
+	"slices"
 
 	"turnstone/migrations"
 	"turnstone/turn"
@@ -39,37 +40,40 @@ func DecodeState(b []byte) (*turn.State, error) {
 	return turn.FromImage(im)
 }
 
-// newestSnapshot is the newest that can be read, or the empty state where the
-// log is there from its beginning.
-func (l *Log) newestSnapshot() (*turn.State, error) {
-	var tried []error
-	ats, firstSegment, err := snapshotsIn(fileOf{l})
+// newestSnapshot is the newest that can be read and is followed by one of segments, or the
+// empty state where the log is there from its beginning.
+func (l *Log) newestSnapshot(segments []begun) (*turn.State, error) {
+	ats, err := snapshotsIn(fileOf{l})
 	if err != nil {
 		return nil, err
 	}
+	var tried []error
 	for i := len(ats) - 1; i >= 0; i-- {
 		s, err := loadSnapshot(fileOf{l}, ats[i])
+		if err == nil && !slices.ContainsFunc(segments, func(b begun) bool { return b.begin.next() == s.Seq()+1 }) {
+			err = fmt.Errorf("snapshot %d: no segment begins where it ends", ats[i])
+		}
 		if err == nil {
 			return s, nil
 		}
 		tried = append(tried, err)
 	}
-	if firstSegment > 1 {
-		tried = append(tried, fmt.Errorf("segments before %d are retired and no snapshot covers them", firstSegment))
+	switch {
+	case len(segments) > 0 && segments[0].begin.next() != 1:
+		tried = append(tried, fmt.Errorf("events before %d are retired and no snapshot covers them", segments[0].begin.next()))
+		return nil, &CorruptError{File: l.name(), Err: errors.Join(tried...)}
+	case len(segments) == 0 && len(tried) > 0:
 		return nil, &CorruptError{File: l.name(), Err: errors.Join(tried...)}
 	}
 	return turn.NewState(), nil
 }
 
-// snapshotsIn lists the finished snapshots in order, and the first segment there is.
-func snapshotsIn(s source) (ats []turn.Seq, firstSegment uint64, err error) {
+// snapshotsIn lists the finished snapshots in order.
+func snapshotsIn(s source) (ats []turn.Seq, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
-		snapshots, segments := tx.Bucket(migrations.Snapshots), tx.Bucket(migrations.Segments)
-		if snapshots == nil || segments == nil {
-			return &CorruptError{File: s.name(), Err: errors.New("a bucket is missing")}
-		}
-		if k, _ := segments.Cursor().First(); k != nil {
-			firstSegment = number(k)
+		snapshots := tx.Bucket(migrations.Snapshots)
+		if snapshots == nil {
+			return &CorruptError{File: s.name(), Err: errors.New("there are no snapshots")}
 		}
 		return snapshots.ForEachBucket(func(k []byte) error {
 			if snapshots.Bucket(k).Get(headKey) != nil {
@@ -78,7 +82,7 @@ func snapshotsIn(s source) (ats []turn.Seq, firstSegment uint64, err error) {
 			return nil
 		})
 	})
-	return ats, firstSegment, err
+	return ats, err
 }
 
 // loadSnapshot reads the snapshot at, a chunk in each transaction, and checks its digest.
@@ -119,25 +123,24 @@ func loadSnapshot(s source, at turn.Seq) (*turn.State, error) {
 
 // takeSnapshot folds the sealed segments and stores the result, starting from
 // the last snapshot. It yields what to record; At is 0 where there is nothing new.
-func (l *Log) takeSnapshot() (turn.SnapshotTaken, error) {
-	ats, _, err := snapshotsIn(l)
+func (l *Log) takeSnapshot(ctx context.Context) (turn.SnapshotTaken, error) {
+	ats, err := snapshotsIn(l)
 	if err != nil {
 		return turn.SnapshotTaken{}, err
 	}
-	state := turn.NewState()
-	if len(ats) > 0 {
-		if state, err = loadSnapshot(l, ats[len(ats)-1]); err != nil {
-			return turn.SnapshotTaken{}, err
-		}
-	}
-	l.write.Lock()
-	end := l.segment.first // of the one that is not sealed
-	l.write.Unlock()
-	if state.Seq()+1 >= end {
+	end := l.unsealed()
+	if end <= 1 || len(ats) > 0 && ats[len(ats)-1]+1 >= end {
 		return turn.SnapshotTaken{}, nil
 	}
+	state := turn.NewState()
+	for i := len(ats) - 1; i >= 0; i-- {
+		if state, err = loadSnapshot(l, ats[i]); err == nil {
+			break
+		}
+		state = turn.NewState() // the damaged one stays until it is old
+	}
 	for r, err := range l.Records(state.Seq() + 1) {
-		if err != nil {
+		if err = errors.Join(err, ctx.Err()); err != nil {
 			return turn.SnapshotTaken{}, err
 		}
 		if r.First >= end {
@@ -153,6 +156,15 @@ func (l *Log) takeSnapshot() (turn.SnapshotTaken, error) {
 	}
 	taken := turn.SnapshotTaken{At: state.Seq(), Digest: sha256.Sum256(body), Size: uint64(len(body))}
 	return taken, l.storeSnapshot(taken, body)
+}
+
+// unsealed is the first sequence of the segment that is not sealed, 0 in an empty log.
+func (l *Log) unsealed() turn.Seq {
+	l.life.RLock()
+	defer l.life.RUnlock()
+	l.write.Lock()
+	defer l.write.Unlock()
+	return l.segment.first
 }
 
 // storeSnapshot writes a chunk a transaction, so that appends get in between.
@@ -188,7 +200,7 @@ func (l *Log) storeSnapshot(taken turn.SnapshotTaken, body []byte) error {
 
 // dropSnapshots removes all but the newest finished ones, one a transaction.
 func (l *Log) dropSnapshots() error {
-	ats, _, err := snapshotsIn(l)
+	ats, err := snapshotsIn(l)
 	if err != nil || len(ats) <= keepSnapshots {
 		return err
 	}
@@ -216,9 +228,5 @@ func (l *Log) update(f func(*bbolt.Tx) error) error {
 	defer l.life.RUnlock()
 	l.write.Lock()
 	defer l.write.Unlock()
-	if l.db == nil {
-		return os.ErrClosed
-	}
-	l.zeroAhead()
-	return guard(l.name(), func() error { return l.db.Update(f) })
+	return l.commit(f)
 }

@@ -1,15 +1,15 @@
 package store
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"iter"
+	"os"
+	"time"
 
-	"turnstone/migrations"
 	"turnstone/turn"
-
-	"go.etcd.io/bbolt"
 )
 
 // Report is what a verification went through, and where it ended.
@@ -24,30 +24,20 @@ type Report struct {
 // Verify checks that the records in raw, which begin with the log, are what was
 // written: form, CRC, gapless sequences, chain and tree heads. What does not hold is
 // a *CorruptError. That the events fold is for [StateAt] to say.
-func Verify(raw iter.Seq2[[]byte, error]) (Report, error) {
-	c := chain{}
-	return verifyFrom(&c, raw)
-}
+func Verify(raw iter.Seq2[[]byte, error]) (Report, error) { return verifyFrom(chain{}, nil, raw) }
 
-// verifyFrom is Verify from where c stands. The tree, which costs the most, is
+// verifyFrom is Verify of records that follow c, along segments, which must begin
+// where the log stands when it comes to them. The tree, which costs the most, is
 // grown by a goroutine of its own.
-func verifyFrom(c *chain, raw iter.Seq2[[]byte, error]) (Report, error) {
-	var report Report
+func verifyFrom(c chain, segments []begun, raw iter.Seq2[[]byte, error]) (Report, error) {
+	g := grower{chain: c, segments: segments}
+	linked, next := chain{last: g.chain.last}, g.chain.next()
 	batches, grown := make(chan []envelope, 4), make(chan error, 1)
-	linked, next := chain{last: c.last}, c.next()
-	go func() {
-		var err error
-		for b := range batches {
-			for i := range b {
-				if err == nil {
-					err = c.grow(&b[i])
-				}
-			}
-		}
-		grown <- err
-	}()
+	go func() { grown <- g.all(batches) }()
+	var report Report
 	var err error
 	var batch []envelope
+	size := 0
 	for one, e := range raw {
 		var v envelope
 		if err = e; err == nil {
@@ -63,17 +53,51 @@ func verifyFrom(c *chain, raw iter.Seq2[[]byte, error]) (Report, error) {
 		report.Records++
 		report.Events += uint64(len(v.events))
 		report.Bytes += uint64(len(one))
-		if batch = append(batch, v); len(batch) == 128 {
+		batch = append(batch, v)
+		if size += len(one); size > 64<<10 {
 			batches <- batch
-			batch = nil
+			batch, size = nil, 0
 		}
 	}
 	batches <- batch
 	close(batches)
 	err = earliest(err, <-grown)
-	c.last = linked.last
-	report.Last, report.Chain, report.Root = next-1, c.last, c.tree.root()
+	report.Last, report.Chain, report.Root = next-1, linked.last, g.chain.tree.root()
 	return report, err
+}
+
+// grower grows the tree along a log.
+type grower struct {
+	chain    chain
+	segments []begun // those to come
+}
+
+// all takes all batches, also after an error.
+func (g *grower) all(batches <-chan []envelope) error {
+	var err error
+	for b := range batches {
+		for i := range b {
+			if err == nil {
+				err = g.take(&b[i])
+			}
+		}
+	}
+	if err == nil && len(g.segments) > 0 {
+		err = &CorruptError{Seq: g.chain.next() - 1, Err: fmt.Errorf("segment %d is missing", g.segments[0].number)}
+	}
+	return err
+}
+
+func (g *grower) take(v *envelope) error {
+	if len(g.segments) > 0 && g.segments[0].begin.next() <= v.first {
+		g.chain.last = v.chain // which is checked already
+		s := g.segments[0]
+		g.segments = g.segments[1:]
+		if !bytes.Equal(s.begin.header(s.begin.next()), g.chain.header(v.first)) {
+			return &CorruptError{Seq: v.first, Err: fmt.Errorf("the header of segment %d is not where the log stands", s.number)}
+		}
+	}
+	return g.chain.grow(v)
 }
 
 // earliest is the error about the smallest sequence: what it breaks explains the others.
@@ -92,78 +116,151 @@ func earliest(errs ...error) error {
 	return errors.Join(errs...)
 }
 
-// Verify checks the whole file: bbolt's own structure, every record, and that each
-// snapshot is the fold of the records before it.
+// Verify checks the whole file: bbolt's own structure, every record and segment, that the events
+// fold, and that each snapshot is the fold of the records before it, as far as they are there.
 func (r *Reader) Verify() (Report, error) {
 	if err := r.checkPages(); err != nil {
 		return Report{}, err
 	}
-	c, err := r.beginning()
+	segments, err := segmentsOf(r)
 	if err != nil {
 		return Report{}, err
 	}
-	whole := c.next() == 1
-	report, err := verifyFrom(&c, Raw(r, c.next()))
+	var c chain
+	if len(segments) > 0 && segments[0].number != 1 { // those before are retired
+		c = segments[0].begin
+	}
+	first := c.next()
+	report, err := verifyFrom(c, segments, Raw(r, first))
 	if err != nil {
 		return report, inFile(r.file, err)
 	}
-	return report, r.verifySnapshots(whole)
+	return report, r.verifySnapshots(first)
 }
 
+// checkPages reads every page of the file, with the lock of a reader for a while at a time.
 func (r *Reader) checkPages() error {
-	return r.view(func(tx *bbolt.Tx) error {
-		var errs []error
-		for err := range tx.Check() {
-			errs = append(errs, err)
-		}
-		if len(errs) > 0 {
-			return &CorruptError{File: r.file, Err: errors.Join(errs[:min(len(errs), 10)]...)}
-		}
-		return nil
-	})
+	p := &pieces{file: r.file}
+	defer p.release()
+	if err := p.renew(); err != nil {
+		return err
+	}
+	info, err := p.f.Stat()
+	if err != nil {
+		return fmt.Errorf("check %s: %w", r.file, err)
+	}
+	if err := checkPages(p, info.Size(), true); err != nil {
+		return damageOrIO(r.file, err)
+	}
+	return nil
 }
 
-// beginning is where chain and tree stood before the first segment that is there.
-func (r *Reader) beginning() (c chain, err error) {
-	err = r.view(func(tx *bbolt.Tx) error {
-		segments := tx.Bucket(migrations.Segments)
-		k, _ := segments.Cursor().First()
-		if k == nil {
-			return nil
-		}
-		if c, err = parseHeader(segments.Bucket(k).Get(headKey)); err != nil {
-			return &CorruptError{File: r.file, Err: fmt.Errorf("segment %d: %w", number(k), err)}
-		}
-		return nil
-	})
-	return c, err
+// pieces reads a file under a lock that it gives up now and then. The file
+// must not change meanwhile.
+type pieces struct {
+	file  string
+	f     *os.File
+	until time.Time
+	metas []byte
 }
 
-func (r *Reader) verifySnapshots(whole bool) error {
-	ats, _, err := snapshotsIn(r)
+// ReadAt reads from the file, or fails with ErrInUse.
+func (p *pieces) ReadAt(b []byte, at int64) (int, error) {
+	if time.Now().After(p.until) {
+		if err := p.renew(); err != nil {
+			return 0, err
+		}
+	}
+	return p.f.ReadAt(b, at)
+}
+
+func (p *pieces) renew() (err error) {
+	p.release()
+	if err := unlocked(p.file); err != nil {
+		return err
+	}
+	if p.f, err = os.Open(p.file); err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	if err := share(p.f, readerWait); err != nil {
+		return err
+	}
+	p.until = time.Now().Add(chunkTime)
+	metas := make([]byte, 2*os.Getpagesize())
+	n, _ := p.f.ReadAt(metas, 0)
+	if p.metas != nil && !bytes.Equal(p.metas, metas[:n]) {
+		return fmt.Errorf("%s was written to meanwhile: %w", p.file, ErrInUse)
+	}
+	p.metas = metas[:n]
+	return nil
+}
+
+func (p *pieces) release() {
+	if p.f != nil {
+		_ = p.f.Close()
+		p.f = nil
+	}
+}
+
+// verifySnapshots folds the records from first on, or from the oldest snapshot where those before first are
+// retired, and holds each snapshot, and what was recorded of it, against that.
+func (r *Reader) verifySnapshots(first turn.Seq) error {
+	ats, err := snapshotsIn(r)
 	if err != nil {
 		return err
 	}
-	for _, at := range ats {
+	state, digests := turn.NewState(), map[turn.Seq]Hash{}
+	for i, at := range ats {
 		s, err := loadSnapshot(r, at)
 		if err != nil {
 			return &CorruptError{File: r.file, Seq: at, Err: err}
 		}
-		if !whole {
-			continue
+		if first > 1 && i == 0 {
+			state = s
 		}
-		folded, err := StateAt(r.Records(1), func(rec turn.Record) bool { return rec.First <= at })
+		body, err := EncodeState(s)
 		if err != nil {
 			return err
 		}
-		got, err1 := EncodeState(s)
-		want, err2 := EncodeState(folded)
-		if err := errors.Join(err1, err2); err != nil {
-			return err
+		digests[at] = sha256.Sum256(body)
+	}
+	if state.Seq()+1 < first {
+		return &CorruptError{File: r.file, Seq: first, Err: errors.New("the events before are retired and no snapshot covers them")}
+	}
+	for rec, err := range r.Records(state.Seq() + 1) {
+		if err == nil {
+			err = foldVerified(state, rec, digests)
 		}
-		if sha256.Sum256(got) != sha256.Sum256(want) {
-			return &CorruptError{File: r.file, Seq: at, Err: errors.New("the snapshot is not the fold of the records before it")}
+		if err != nil {
+			return inFile(r.file, err)
+		}
+	}
+	for at := range digests {
+		if at > state.Seq() {
+			return &CorruptError{File: r.file, Seq: at, Err: errors.New("a snapshot lies behind the end of the log")}
 		}
 	}
 	return nil
+}
+
+// foldVerified folds rec into s, and compares s with the snapshot there is at its end.
+func foldVerified(s *turn.State, rec turn.Record, digests map[turn.Seq]Hash) error {
+	if err := s.Fold(rec); err != nil {
+		return &CorruptError{Seq: rec.First, Err: err}
+	}
+	for _, e := range rec.Events {
+		taken, ok := e.(turn.SnapshotTaken)
+		if digest, stored := digests[taken.At]; ok && stored && digest != taken.Digest {
+			return &CorruptError{Seq: taken.At, Err: errors.New("the snapshot is not the one that was recorded")}
+		}
+	}
+	want, stored := digests[rec.Last()]
+	if !stored {
+		return nil
+	}
+	body, err := EncodeState(s)
+	if err == nil && sha256.Sum256(body) != want {
+		err = &CorruptError{Seq: rec.Last(), Err: errors.New("the snapshot is not the fold of the records before it")}
+	}
+	return err
 }
