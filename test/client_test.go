@@ -203,10 +203,13 @@ func relayedIn(m *stun.Message) netip.AddrPort {
 	return netip.AddrPortFrom(ip.Unmap(), uint16(x.Port))
 }
 
+// transactionMark begins the ids of all our transactions, so that they are found in pages of the log.
+const transactionMark = "\x00tst"
+
 // build makes a request with a fresh transaction id.
 func build(method stun.Method, setters ...stun.Setter) *stun.Message {
 	m := stun.New()
-	_, _ = rand.Read(m.TransactionID[:])
+	copy(m.TransactionID[copy(m.TransactionID[:], transactionMark):], rand.Text())
 	m.SetType(stun.NewType(method, stun.ClassRequest))
 	m.WriteHeader()
 	for _, s := range setters {
