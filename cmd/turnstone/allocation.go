@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/store"
 	"turnstone/turn"
+	"turnstone/turn/relay"
 
 	"github.com/spf13/cobra"
 )
@@ -21,21 +23,16 @@ func allocationCommand(o *options) *cobra.Command {
 func allocationList(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the allocations", Args: cobra.NoArgs,
+		Long: "Lists the allocations: those of the running daemon, else those that a log holds, as of its last record.",
+		Example: `  turnstone allocation list
+  turnstone allocation list -o jsonl | jq -r 'select(.username == "alice") | .id'
+  turnstone allocation list --db copy-of-log.db`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			list, err := o.allocations(cmd.Context())
 			if err != nil {
 				return err
 			}
-			w, err := output.New(cmd.OutOrStdout(), o.format)
-			if err != nil {
-				return usageError("%w", err)
-			}
-			for _, a := range list {
-				if err := w.Row(a); err != nil {
-					return err
-				}
-			}
-			return w.Close()
+			return output.Rows(cmd.OutOrStdout(), o.format, list)
 		},
 	}
 	o.logFlags(cmd)
@@ -46,21 +43,20 @@ func allocationList(o *options) *cobra.Command {
 func allocationShow(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show ID", Short: "Show one allocation with its permissions, channels and usage", Args: cobra.ExactArgs(1),
+		Example: `  turnstone allocation show 17
+  turnstone allocation show 17 -o json
+  turnstone allocation show 17 --db copy-of-log.db`,
+		ValidArgsFunction: o.completeAllocation,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := parseID(args[0])
 			if err != nil {
 				return err
 			}
-			list, err := o.allocations(cmd.Context())
+			a, err := o.allocation(cmd.Context(), id)
 			if err != nil {
 				return err
 			}
-			for _, a := range list {
-				if a.ID == id {
-					return showAllocation(cmd, o.format, a)
-				}
-			}
-			return errors.New("no such allocation")
+			return showAllocation(cmd, o.format, a)
 		},
 	}
 	o.logFlags(cmd)
@@ -69,37 +65,31 @@ func allocationShow(o *options) *cobra.Command {
 }
 
 // showAllocation writes a with all it holds.
-func showAllocation(cmd *cobra.Command, format string, a admin.Allocation) error {
-	w, err := output.New(cmd.OutOrStdout(), format)
-	if err != nil {
-		return usageError("%w", err)
-	}
-	if !w.Table() {
-		return output.Object(cmd.OutOrStdout(), format, a)
-	}
-	if err := output.Object(cmd.OutOrStdout(), format, a); err != nil {
+func showAllocation(cmd *cobra.Command, f output.Format, a admin.Allocation) error {
+	out := cmd.OutOrStdout()
+	if err := output.Object(out, f, a); err != nil {
 		return err
 	}
-	for _, rows := range [][]any{anys(a.Permissions), anys(a.Channels), anys(a.Usage)} {
-		if err := output.Section(cmd.OutOrStdout(), format, rows); err != nil {
-			return err
-		}
+	if err := output.Section(out, f, "permissions", a.Permissions); err != nil {
+		return err
 	}
-	return nil
+	if err := output.Section(out, f, "channels", a.Channels); err != nil {
+		return err
+	}
+	return output.Section(out, f, "usage recorded in the log", a.Usage)
 }
 
-func anys[T any](list []T) []any {
-	out := make([]any, len(list))
-	for i, v := range list {
-		out[i] = v
-	}
-	return out
+type closedRow struct {
+	ID    turn.AllocationID `json:"id"`
+	State string            `json:"state"`
 }
 
 func allocationClose(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "close ID", Short: "End an allocation", Args: cobra.ExactArgs(1),
-		Long: "Ends an allocation with its permissions and channels. It returns when that is durable and nothing\nis relayed for it any more.",
+		Long:              "Ends an allocation with its permissions and channels. It returns when that is durable and nothing\nis relayed for it any more.",
+		Example:           "  turnstone allocation close 17",
+		ValidArgsFunction: o.completeAllocation,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := parseID(args[0])
 			if err != nil {
@@ -109,19 +99,53 @@ func allocationClose(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return client.CloseAllocation(cmd.Context(), id)
+			if err := client.CloseAllocation(cmd.Context(), id); err != nil {
+				return aboutAllocation(id, err)
+			}
+			return output.Object(cmd.OutOrStdout(), o.format, closedRow{id, "closed"})
 		},
 	}
 	o.daemonFlags(cmd)
+	o.outputFlag(cmd)
 	return cmd
 }
 
 func parseID(s string) (turn.AllocationID, error) {
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		return 0, usageError("%q is no allocation id", s)
+		return 0, usageError("%q is no allocation id: want a number, as turnstone allocation list shows them", s)
 	}
 	return turn.AllocationID(n), nil
+}
+
+func aboutAllocation(id turn.AllocationID, err error) error {
+	if errors.Is(err, relay.ErrNoAllocation) {
+		return fmt.Errorf("there is no allocation %d: turnstone allocation list shows those there are", id)
+	}
+	return fmt.Errorf("allocation %d: %w", id, err)
+}
+
+// allocation asks the daemon for one, else reads the log.
+func (o *options) allocation(ctx context.Context, id turn.AllocationID) (a admin.Allocation, err error) {
+	source, err := o.openLog(ctx)
+	if err != nil {
+		return a, err
+	}
+	if source.client != nil {
+		if a, err = source.client.Allocation(ctx, id); err != nil {
+			err = aboutAllocation(id, err)
+		}
+		return a, err
+	}
+	s, err := source.state(ctx)
+	if err != nil {
+		return a, err
+	}
+	found := s.Allocation(id)
+	if found == nil {
+		return a, aboutAllocation(id, relay.ErrNoAllocation)
+	}
+	return admin.Describe(found, s.Moment()), nil
 }
 
 // allocations asks the daemon, else reads the log, where they are shown as of its last record.
@@ -133,11 +157,16 @@ func (o *options) allocations(ctx context.Context) ([]admin.Allocation, error) {
 	if source.client != nil {
 		return source.client.Allocations(ctx)
 	}
-	s, err := store.StateAt(source.records(ctx, 1), func(turn.Record) bool { return true })
+	s, err := source.state(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return describeAll(s, s.Moment()), nil
+}
+
+// state folds the whole log.
+func (s *logSource) state(ctx context.Context) (*turn.State, error) {
+	return store.StateAt(s.records(ctx, 1), func(turn.Record) bool { return true })
 }
 
 func describeAll(s *turn.State, m turn.Moment) []admin.Allocation {
@@ -148,8 +177,24 @@ func describeAll(s *turn.State, m turn.Moment) []admin.Allocation {
 	return out
 }
 
-// asOf is the moment of the wall time at, on the clock of m's boot.
-func asOf(m turn.Moment, at time.Time) turn.Moment {
-	d := time.Duration(at.UnixNano() - m.Wall)
-	return turn.Moment{Boot: m.Boot, Uptime: m.Uptime + d, Wall: m.Wall + int64(d)}
+// completeAllocation completes an allocation id from the daemon.
+func (o *options) completeAllocation(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+	defer cancel()
+	client, err := o.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	list, err := client.Allocations(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, a := range list {
+		out = append(out, cobra.CompletionWithDesc(strconv.FormatUint(uint64(a.ID), 10), a.Username+" at "+a.Client))
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/json"
+	"fmt"
 	"strings"
 	"time"
 
@@ -12,33 +14,51 @@ import (
 )
 
 type credentialRow struct {
-	Username   string    `json:"username"`
-	Password   string    `json:"password"`
-	Expires    time.Time `json:"expires"`
-	ICEServers string    `json:"ice_servers" table:"-"`
+	Username   string      `json:"username"`
+	Password   string      `json:"password"`
+	Expires    time.Time   `json:"expires"`
+	ICEServers []iceServer `json:"iceServers" table:"-"`
 }
 
-func credentialsCommand() *cobra.Command {
+// iceServer is one of the ICE servers of an RTCPeerConnection.
+type iceServer struct {
+	URLs       []string `json:"urls"`
+	Username   string   `json:"username"`
+	Credential string   `json:"credential"`
+}
+
+// iceServers is the configuration of an RTCPeerConnection as JSON.
+func iceServers(urls []string, username, password string) string {
+	b, _ := json.Marshal(map[string][]iceServer{"iceServers": {{urls, username, password}}}) // strings always marshal
+	return string(b)
+}
+
+func credentialsCommand(o *options) *cobra.Command {
 	var ttl time.Duration
 	var urls []string
 	var ice bool
-	var format string
 	cmd := &cobra.Command{
 		Use: "credentials USER", Short: "Make a time-limited credential (TURN REST)", Args: cobra.ExactArgs(1),
-		Long: "Makes a username and password that are good until an expiry, from the first auth secret of the configuration.\nWith --ice it prints what an RTCPeerConnection takes.",
+		Long: "Makes a username and password that are good until an expiry, from the first auth secret of the configuration.\nIt asks no daemon: whoever has the secret can make them.",
+		Example: `  turnstone credentials alice --config /etc/turnstone/turnstone.toml
+  turnstone credentials alice --ttl 1h --config turnstone.toml --ice --url turn:turn.example.org:3478`,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, _, err := config.Load(cmd.Flags())
 			if err != nil {
 				return usageError("%w", err)
 			}
-			if len(c.Auth.Secrets) == 0 {
-				return usageError("no auth secret: give --auth-secret, or a configuration with auth.secrets")
+			if len(c.Auth.Secrets) == 0 || c.Auth.Secrets[0] == "" {
+				return usageError("there is no auth secret: give --config with auth.secrets in it, $TURNSTONE_AUTH_SECRETS or --auth-secret")
 			}
-			if ttl <= 0 || args[0] == "" || strings.ContainsRune(args[0], 0) {
-				return usageError("want a user and a --ttl above zero")
+			if ttl < time.Second {
+				return usageError("--ttl %s: want at least 1s", ttl)
 			}
 			expires := time.Now().Add(ttl)
 			name := turn.TimeLimitedUsername(args[0], expires)
+			if args[0] == "" || strings.ContainsRune(args[0], 0) || len(name) > turn.MaxUsername {
+				return usageError("%q is no user: want 1 to %d bytes without zeros", args[0], turn.MaxUsername-len("1234567890:"))
+			}
 			password := turn.TimeLimitedPassword([]byte(c.Auth.Secrets[0]), name)
 			if len(urls) == 0 {
 				r, err := c.Resolve()
@@ -47,19 +67,20 @@ func credentialsCommand() *cobra.Command {
 				}
 				urls = turnURLs(r)
 			}
-			servers := iceServers(urls, name, password)
 			if ice {
-				cmd.Println(servers)
-				return nil
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), iceServers(urls, name, password))
+				return err
 			}
-			return output.Object(cmd.OutOrStdout(), format, credentialRow{name, password, time.Unix(expires.Unix(), 0).UTC(), servers})
+			return output.Object(cmd.OutOrStdout(), o.format, credentialRow{
+				Username: name, Password: password, Expires: time.Unix(expires.Unix(), 0).UTC(), ICEServers: []iceServer{{urls, name, password}},
+			})
 		},
 	}
 	config.Flags(cmd.Flags())
 	cmd.Flags().VisitAll(hideAllBut("config", "auth-secret", "listen", "external-ip"))
-	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "for how long it is good")
-	cmd.Flags().StringArrayVar(&urls, "url", nil, "TURN URL for the ICE servers (default: those of the configuration's listeners)")
-	cmd.Flags().BoolVar(&ice, "ice", false, "print only the ICE servers as JSON")
-	cmd.Flags().StringVarP(&format, "output", "o", "", "output format: table, json, jsonl or csv (default: table on a terminal, else jsonl)")
+	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "For how `long` it is good.")
+	cmd.Flags().StringArrayVar(&urls, "url", nil, "TURN `URL` for the ICE servers; default: those of the configuration's listeners.")
+	cmd.Flags().BoolVar(&ice, "ice", false, "Print only the ICE servers, as the JSON an RTCPeerConnection takes.")
+	o.outputFlag(cmd)
 	return cmd
 }

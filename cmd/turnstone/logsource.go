@@ -19,29 +19,33 @@ type logSource struct {
 
 // openLog asks the daemon, if one answers and no file is named, else opens the file.
 func (o *options) openLog(ctx context.Context) (*logSource, error) {
+	var unreachable error
 	if o.db == "" {
 		client, err := o.client()
 		if err != nil {
 			return nil, err
 		}
-		_, err = client.Status(ctx)
-		if err == nil {
+		if _, err = client.Status(ctx); err == nil {
 			return &logSource{client: client}, nil
 		}
 		if !errors.Is(err, admin.ErrUnreachable) {
 			return nil, err
 		}
+		unreachable = err
 	}
 	file, err := o.logFile()
 	if err != nil {
 		return nil, err
 	}
 	reader, err := store.OpenReader(file)
+	if errors.Is(err, store.ErrInUse) && unreachable != nil {
+		return nil, fmt.Errorf("a daemon has %s open, but %w", file, unreachable)
+	}
 	if errors.Is(err, store.ErrInUse) {
-		return nil, fmt.Errorf("%w: %w", err, admin.ErrUnreachable)
+		return nil, fmt.Errorf("%s is open in another process: leave out --db to ask the daemon that has it, or name a copy", file)
 	}
 	if err != nil {
-		return nil, err
+		return nil, aboutFile(file, err)
 	}
 	return &logSource{reader: reader}, nil
 }

@@ -1,6 +1,11 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"os"
+
+	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/migrations"
 	"turnstone/store"
@@ -21,6 +26,8 @@ type stepRow struct {
 func migrateStatus(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show the schema of a log, and the steps it lacks", Args: cobra.NoArgs,
+		Example: `  turnstone migrate status
+  turnstone migrate status --db copy-of-log.db`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			version, err := o.schema(cmd)
 			if err != nil {
@@ -29,20 +36,15 @@ func migrateStatus(o *options) *cobra.Command {
 			if _, err := migrations.Pending(version); err != nil {
 				return err
 			}
-			w, err := output.New(cmd.OutOrStdout(), o.format)
-			if err != nil {
-				return usageError("%w", err)
-			}
+			var rows []stepRow
 			for _, s := range migrations.Steps {
 				state := "done"
 				if s.Version > version {
 					state = "pending"
 				}
-				if err := w.Row(stepRow{s.Version, s.Name, state}); err != nil {
-					return err
-				}
+				rows = append(rows, stepRow{s.Version, s.Name, state})
 			}
-			return w.Close()
+			return output.Rows(cmd.OutOrStdout(), o.format, rows)
 		},
 	}
 	o.logFlags(cmd)
@@ -53,23 +55,35 @@ func migrateStatus(o *options) *cobra.Command {
 // schema asks the daemon, which has brought its log to the present, or the file.
 func (o *options) schema(cmd *cobra.Command) (uint64, error) {
 	if o.db == "" {
-		if client, err := o.client(); err == nil {
-			if st, err := client.LogStat(cmd.Context()); err == nil {
-				return st.Schema, nil
-			}
+		client, err := o.client()
+		if err != nil {
+			return 0, err
+		}
+		st, err := client.LogStat(cmd.Context())
+		if err == nil || !errors.Is(err, admin.ErrUnreachable) {
+			return st.Schema, err
 		}
 	}
 	file, err := o.logFile()
 	if err != nil {
 		return 0, err
 	}
-	return store.Schema(file)
+	version, err := store.Schema(file)
+	return version, aboutFile(file, err)
+}
+
+type migratedRow struct {
+	File   string `json:"file"`
+	Steps  int    `json:"steps"`
+	Schema uint64 `json:"schema"`
 }
 
 func migrateUp(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "up", Short: "Bring a log to the present schema", Args: cobra.NoArgs,
-		Long: "Takes the steps a log lacks. The daemon does so itself when it starts; this is for doing it beforehand, or to a copy.",
+		Long: "Takes the steps a log lacks. The daemon does so itself when it starts; this is for doing it beforehand, or to a\ncopy. There is no way back: keep a copy of the file as it was.",
+		Example: `  turnstone migrate up --data /var/lib/turnstone
+  turnstone migrate up --db copy-of-log.db`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file, err := o.logFile()
 			if err != nil {
@@ -77,12 +91,23 @@ func migrateUp(o *options) *cobra.Command {
 			}
 			n, err := store.Migrate(file)
 			if err != nil {
-				return err
+				return aboutFile(file, err)
 			}
-			cmd.Printf("%d steps taken, the schema is %d\n", n, migrations.Current)
-			return nil
+			return output.Object(cmd.OutOrStdout(), o.format, migratedRow{file, n, migrations.Current})
 		},
 	}
 	o.logFlags(cmd)
+	o.outputFlag(cmd)
 	return cmd
+}
+
+// aboutFile says what to do about a log file that cannot be opened.
+func aboutFile(file string, err error) error {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("there is no log at %s: say with --data, --config or --db where it is", file)
+	case errors.Is(err, store.ErrInUse):
+		return fmt.Errorf("%s is open in another process: stop the daemon that has it, or name a copy with --db", file)
+	}
+	return err
 }

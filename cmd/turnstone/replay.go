@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"strings"
 	"time"
 
@@ -12,12 +13,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// replayed is the state at a moment as it is shown.
+// replayed is the state at a moment as it is shown. Before the first event there is
+// no log to name, and no time.
 type replayed struct {
 	Seq         turn.Seq           `json:"seq"`
-	Time        time.Time          `json:"time"`
-	At          time.Time          `json:"at"`
-	Log         turn.LogID         `json:"log"`
+	Time        time.Time          `json:"time,omitzero"` // of the last record
+	At          time.Time          `json:"at,omitzero"`
+	Log         string             `json:"log,omitempty"`
 	Epoch       uint64             `json:"epoch"`
 	Digest      string             `json:"digest"`
 	Count       int                `json:"count"`
@@ -29,7 +31,10 @@ func replayCommand(o *options) *cobra.Command {
 	var to uint64
 	cmd := &cobra.Command{
 		Use: "replay --at TIME | --to SEQ", Short: "Show the state at any moment of the log", Args: cobra.NoArgs,
-		Long: "Folds the log up to a moment and shows who was there. --at takes RFC 3339 or a duration before now, such as\n10m, and means the last record whose predecessors are all of then or before; --to takes a sequence, and means\nthe last record that ends at or before it. What was overdue then is shown as overdue. Without either it is the end of the log.",
+		Long: "Folds the log up to a moment and shows who was there. --at takes RFC 3339 or a duration before now, such as\n10m, and means the last record whose predecessors are all of then or before; --to takes a sequence, and means\nthe last record that ends at or before it. What was overdue then is shown as overdue. Without either it is the\nend of the log. The digest is of the whole state: two logs with the same one hold the same.",
+		Example: `  turnstone replay --at 2026-01-02T15:04:05Z
+  turnstone replay --at 10m -o table
+  turnstone replay --to 4711 --db copy-of-log.db -o json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("at") && cmd.Flags().Changed("to") {
 				return usageError("--at and --to exclude each other")
@@ -42,30 +47,50 @@ func replayCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s, err := store.StateAt(source.records(cmd.Context(), 1), func(r turn.Record) bool {
-				switch {
-				case cmd.Flags().Changed("to"):
-					return r.Last() <= turn.Seq(to)
-				case at != "":
-					return r.Moment.Wall <= when.UnixNano()
-				}
-				return true
-			})
+			until := func(turn.Record) bool { return true }
+			switch {
+			case cmd.Flags().Changed("to"):
+				until = func(r turn.Record) bool { return r.Last() <= turn.Seq(to) }
+			case at != "":
+				until = func(r turn.Record) bool { return r.Moment.Wall <= when.UnixNano() }
+			}
+			s, next, err := source.stateAt(cmd.Context(), until)
 			if err != nil {
 				return err
 			}
-			m := s.Moment()
-			if at != "" && s.Seq() > 0 {
-				m = asOf(m, when)
-			}
-			return showState(cmd, o.format, s, m)
+			remark(cmd, s, next, turn.Seq(to))
+			return showState(cmd, o.format, s, when)
 		},
 	}
-	cmd.Flags().StringVar(&at, "at", "", "the moment: RFC 3339, or how long ago")
-	cmd.Flags().Uint64Var(&to, "to", 0, "the sequence")
+	cmd.Flags().StringVar(&at, "at", "", "The moment: `TIME` in RFC 3339, or how long ago.")
+	cmd.Flags().Uint64Var(&to, "to", 0, "The sequence `SEQ`.")
 	o.logFlags(cmd)
 	o.outputFlag(cmd)
 	return cmd
+}
+
+// stateAt folds the log while until says so, and yields the record it stopped at, if any.
+func (s *logSource) stateAt(ctx context.Context, until func(turn.Record) bool) (state *turn.State, next *turn.Record, err error) {
+	state, err = store.StateAt(s.records(ctx, 1), func(r turn.Record) bool {
+		if until(r) {
+			return true
+		}
+		next = &r
+		return false
+	})
+	return state, next, err
+}
+
+// remark says on stderr where the log does not reach as far as was asked for.
+func remark(cmd *cobra.Command, s *turn.State, next *turn.Record, to turn.Seq) {
+	switch {
+	case s.Seq() == 0 && next == nil:
+		cmd.PrintErrln("the log is empty")
+	case s.Seq() == 0:
+		cmd.PrintErrf("that is before the first record, events %d to %d at %s\n", next.First, next.Last(), next.Moment.WallTime().Format(time.RFC3339Nano))
+	case to > s.Seq() && next == nil:
+		cmd.PrintErrf("the log ends at event %d\n", s.Seq())
+	}
 }
 
 // parseTime reads RFC 3339 or a duration before now.
@@ -83,21 +108,30 @@ func parseTime(s string) (time.Time, error) {
 	return t, nil
 }
 
-func showState(cmd *cobra.Command, format string, s *turn.State, m turn.Moment) error {
+// showState writes s, as of at where that is set, else as of its last record.
+func showState(cmd *cobra.Command, f output.Format, s *turn.State, at time.Time) error {
 	digest, err := stateDigest(s)
 	if err != nil {
 		return err
 	}
-	r := replayed{
-		Seq: s.Seq(), Time: s.Moment().WallTime(), At: m.WallTime(), Log: s.Log(), Epoch: s.Epoch(), Digest: digest,
-		Count: s.Len(), Allocations: describeAll(s, m),
+	r := replayed{Seq: s.Seq(), At: at.UTC(), Epoch: s.Epoch(), Digest: digest, Count: s.Len()}
+	m := s.Moment()
+	if s.Seq() > 0 {
+		r.Time, r.Log = m.WallTime(), s.Log().String()
+		if at.IsZero() {
+			r.At = r.Time
+		}
+		m = asOf(m, r.At)
 	}
-	w, err := output.New(cmd.OutOrStdout(), format)
-	if err != nil {
-		return usageError("%w", err)
-	}
-	if err := output.Object(cmd.OutOrStdout(), format, r); err != nil || !w.Table() {
+	r.Allocations = describeAll(s, m)
+	if err := output.Object(cmd.OutOrStdout(), f, r); err != nil {
 		return err
 	}
-	return output.Section(cmd.OutOrStdout(), format, anys(r.Allocations))
+	return output.Section(cmd.OutOrStdout(), f, "allocations", r.Allocations)
+}
+
+// asOf is the moment of the wall time at, on the clock of m's boot.
+func asOf(m turn.Moment, at time.Time) turn.Moment {
+	d := time.Duration(at.UnixNano() - m.Wall)
+	return turn.Moment{Boot: m.Boot, Uptime: m.Uptime + d, Wall: m.Wall + int64(d)}
 }

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/config"
+	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/store"
 
 	"github.com/spf13/cobra"
@@ -33,6 +36,9 @@ type environment struct {
 // errUsage marks errors of whoever typed the command.
 var errUsage = errors.New("usage")
 
+// errLogged marks what is in the log already.
+var errLogged = errors.New("logged")
+
 // errMismatch marks what a verification found.
 var errMismatch = errors.New("mismatch")
 
@@ -48,6 +54,19 @@ func usageError(format string, args ...any) error {
 	return exitError{errUsage, fmt.Errorf(format, args...)}
 }
 
+// message is err for a terminal: several problems stand in lines of their own.
+func message(err error) string {
+	text := err.Error()
+	var number *strconv.NumError
+	if errors.As(err, &number) {
+		text = strings.Replace(text, number.Error(), "it is no number", 1)
+	}
+	if strings.Contains(text, "\n") {
+		text = "\n  " + strings.ReplaceAll(text, "\n", "\n  ")
+	}
+	return text
+}
+
 // run runs one command and yields its exit code.
 func run(e environment) int {
 	ctx, cause, cancel := e.context()
@@ -56,11 +75,13 @@ func run(e environment) int {
 	root.SetArgs(e.args)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitGood
 	}
-	fmt.Fprintf(e.stderr, "turnstone: %v\n", err)
+	if !errors.Is(err, errLogged) {
+		fmt.Fprintf(e.stderr, "%s: %s\n", cmd.CommandPath(), message(err))
+	}
 	var damage *store.CorruptError
 	switch {
 	case errors.Is(err, errUsage):
@@ -75,36 +96,31 @@ func run(e environment) int {
 
 // options are the flags that several commands share.
 type options struct {
-	format string
+	format output.Format
+	config string
 	data   string
 	socket string
 	db     string
 	cause  func() string
 }
 
+// helpWidth is how wide the help is.
+const helpWidth = 110
+
 func newRoot(cause func() string) *cobra.Command {
 	o := &options{cause: cause}
-	root := &cobra.Command{
-		Use:           "turnstone",
-		Short:         "A TURN relay whose state is an event log",
-		Long:          "Turnstone relays for clients that cannot reach each other (TURN, RFC 8656). All it\ngrants is in an event log, so it survives its own death and can say afterwards who\nrelayed to whom.",
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError("unknown command %q: see turnstone --help", args[0])
-			}
-			return cmd.Help()
-		},
-		Args: cobra.ArbitraryArgs,
-	}
+	root := group("turnstone", "A TURN relay whose state is an event log",
+		serveCommand(o), statusCommand(o), allocationCommand(o), replayCommand(o), logCommand(o), migrateCommand(o),
+		credentialsCommand(o), checkConfigCommand(o), reloadCommand(o), drainCommand(o), versionCommand(o), manCommand(),
+	)
+	root.Long = "Turnstone relays for clients that cannot reach each other (TURN, RFC 8656). All it grants is in an event\nlog, so it survives its own death and can say afterwards who relayed to whom.\n\nExit codes: 0 good, 1 failure, 2 a wrong command line or configuration, 3 a verification found a mismatch,\n4 the daemon cannot be reached."
+	root.Example = "  turnstone serve\n  turnstone serve --config /etc/turnstone/turnstone.toml\n  turnstone status\n  turnstone log tail"
+	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%w: see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(
-		serveCommand(o), statusCommand(o), allocationCommand(o), replayCommand(o), logCommand(o), migrateCommand(o),
-		credentialsCommand(), checkConfigCommand(), reloadCommand(o), drainCommand(o), versionCommand(), manCommand(),
-	)
+	wrapped := fmt.Sprintf("Flags.FlagUsagesWrapped %d", helpWidth)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages", wrapped))
 	usageOnBadArguments(root)
 	return root
 }
@@ -140,26 +156,28 @@ func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 }
 
 func (o *options) outputFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&o.format, "output", "o", "", "output format: table, json, jsonl or csv (default: table on a terminal, else jsonl)")
+	cmd.Flags().VarP(&o.format, "output", "o", "Output: "+strings.Join(output.Formats, ", ")+"; default: table on a terminal, else jsonl.")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(output.Formats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }
 
 // daemonFlags say where the daemon is.
 func (o *options) daemonFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.data, "data", "", "data directory of the daemon")
-	cmd.Flags().StringVar(&o.socket, "admin-socket", "", "admin socket of the daemon (default: admin.sock in the data directory)")
+	cmd.Flags().StringVar(&o.config, "config", "", "The daemon's configuration `FILE`, for where it is.")
+	cmd.Flags().StringVar(&o.data, "data", "", "Data `DIR` of the daemon.")
+	cmd.Flags().StringVar(&o.socket, "admin-socket", "", "Admin socket `PATH` of the daemon; default: admin.sock in the data directory.")
 }
 
 // logFlags say where the log is.
 func (o *options) logFlags(cmd *cobra.Command) {
 	o.daemonFlags(cmd)
-	cmd.Flags().StringVar(&o.db, "db", "", "read this copy of a log's file instead of asking the daemon")
+	cmd.Flags().StringVar(&o.db, "db", "", "Read this `FILE`, a copy of a log's, and ask no daemon.")
 }
 
-// located is where flags, environment and defaults put data and socket.
+// located is where flags, environment, file and defaults put data and socket.
 func (o *options) located() (config.Config, error) {
-	c := config.Default()
-	if err := config.Environment(&c); err != nil {
-		return c, err
+	c, _, err := config.Base(o.config)
+	if err != nil {
+		return c, usageError("%w", err)
 	}
 	if o.data != "" {
 		c.Data = o.data

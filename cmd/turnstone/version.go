@@ -2,12 +2,13 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"runtime"
 	"runtime/debug"
 
+	"turnstone/cmd/turnstone/internal/output"
+	"turnstone/migrations"
+
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
 )
 
 // release is set by the linker for a release.
@@ -34,28 +35,28 @@ func version() string {
 	return "0.0.0-" + revision + dirty
 }
 
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
+type versionRow struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+	Schema  uint64 `json:"schema"` // of logs
+}
+
+func versionCommand(o *options) *cobra.Command {
+	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Long:    "Prints the version as one line, or with -o also the schema of the logs it reads and writes.",
+		Example: "  turnstone version\n  turnstone version -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "turnstone %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			row := versionRow{version(), runtime.Version(), runtime.GOOS, runtime.GOARCH, migrations.Current}
+			if o.format != "" {
+				return output.Object(cmd.OutOrStdout(), o.format, row)
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "turnstone %s %s %s/%s\n", row.Version, row.Go, row.OS, row.Arch)
 			return err
 		},
 	}
-}
-
-func manCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "man [DIR]", Short: "Write the man pages, one file a command, or the first page to stdout", Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			header := &doc.GenManHeader{Title: "TURNSTONE", Section: "1", Source: "turnstone " + version(), Manual: "Turnstone"}
-			if len(args) == 0 {
-				return doc.GenMan(cmd.Root(), header, cmd.OutOrStdout())
-			}
-			if err := os.MkdirAll(args[0], 0o755); err != nil {
-				return fmt.Errorf("write man pages: %w", err)
-			}
-			return doc.GenManTree(cmd.Root(), header, args[0])
-		},
-	}
+	o.outputFlag(cmd)
+	return cmd
 }

@@ -5,7 +5,6 @@ package admin
 import (
 	"time"
 
-	"turnstone/store"
 	"turnstone/turn"
 )
 
@@ -20,6 +19,7 @@ type Status struct {
 	Relay       []string          `json:"relay"`
 	Realm       string            `json:"realm"`
 	Kernel      string            `json:"kernel"`
+	Data        string            `json:"data"`
 	Log         string            `json:"log"`
 	Epoch       uint64            `json:"epoch"`
 	Seq         turn.Seq          `json:"seq"`
@@ -32,19 +32,24 @@ type Status struct {
 	Drops       map[string]uint64 `json:"drops"`
 }
 
+// reloaded answers a reload.
+type reloaded struct {
+	Restart []string `json:"restart"` // settings that wait for one
+}
+
 // Allocation is an allocation as it is shown.
 type Allocation struct {
 	ID          turn.AllocationID `json:"id"`
 	Client      string            `json:"client"`
-	Server      string            `json:"server"`
-	Protocol    turn.Protocol     `json:"protocol"`
+	Server      string            `json:"server" table:"detail"`
+	Protocol    turn.Protocol     `json:"protocol" table:"detail"`
 	Relayed     []string          `json:"relayed"`
 	Username    string            `json:"username"`
-	Created     time.Time         `json:"created"`
+	Created     time.Time         `json:"created" table:"detail"`
 	Expires     time.Time         `json:"expires"`
 	Overdue     bool              `json:"overdue"`
-	Permissions []Permission      `json:"permissions" table:"-"`
-	Channels    []Channel         `json:"channels" table:"-"`
+	Permissions []Permission      `json:"permissions" table:"list"`
+	Channels    []Channel         `json:"channels" table:"list"`
 	Usage       []Usage           `json:"usage" table:"-"`
 }
 
@@ -100,6 +105,3 @@ func Describe(a *turn.Allocation, m turn.Moment) Allocation {
 	}
 	return out
 }
-
-// LogStat is what the log's file is made of.
-type LogStat = store.Stat

@@ -1,20 +1,19 @@
 package admin
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 
 	"turnstone/store"
 	"turnstone/turn"
+	"turnstone/turn/relay"
 )
 
 // ErrUnreachable says that no daemon answers at the socket.
@@ -45,7 +44,7 @@ func (c *Client) do(ctx context.Context, method, path string) (*http.Response, e
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, fmt.Errorf("%w at %s: %w", ErrUnreachable, c.socket, err)
+		return nil, c.unreachable(err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
@@ -55,7 +54,22 @@ func (c *Client) do(ctx context.Context, method, path string) (*http.Response, e
 	if json.NewDecoder(resp.Body).Decode(&problem) != nil || problem.Error == "" {
 		problem.Error = resp.Status
 	}
+	if resp.StatusCode == http.StatusNotFound {
+		return nil, relay.ErrNoAllocation
+	}
 	return nil, errors.New(strings.TrimSpace(problem.Error))
+}
+
+// unreachable says why there is no answer and what may help.
+func (c *Client) unreachable(err error) error {
+	var cause syscall.Errno
+	switch {
+	case !errors.As(err, &cause):
+		return fmt.Errorf("%w at %s: %w", ErrUnreachable, c.socket, err)
+	case cause == syscall.EACCES || cause == syscall.EPERM:
+		return fmt.Errorf("%w at %s: %w: the socket is open to the daemon's own user and to root", ErrUnreachable, c.socket, cause)
+	}
+	return fmt.Errorf("%w at %s: %w: start it, or say with --data, --admin-socket or --config where it is", ErrUnreachable, c.socket, cause)
 }
 
 func call[T any](ctx context.Context, c *Client, method, path string) (out T, err error) {
@@ -91,10 +105,11 @@ func (c *Client) CloseAllocation(ctx context.Context, id turn.AllocationID) erro
 	return err
 }
 
-// Reload has the daemon read its configuration again.
-func (c *Client) Reload(ctx context.Context) error {
-	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/reload")
-	return err
+// Reload has the daemon read its configuration again. It yields the settings that have
+// changed and stay as they were until a restart.
+func (c *Client) Reload(ctx context.Context) (restart []string, err error) {
+	r, err := call[reloaded](ctx, c, http.MethodPost, "/v1/reload")
+	return r.Restart, err
 }
 
 // Drain stops or resumes new allocations.
@@ -117,25 +132,6 @@ func (c *Client) Raw(ctx context.Context, from turn.Seq, follow bool) iter.Seq2[
 			return
 		}
 		defer resp.Body.Close()
-		body := bufio.NewReaderSize(resp.Body, 1<<16)
-		for {
-			var head [4]byte
-			if _, err := io.ReadFull(body, head[:]); err != nil {
-				yield(nil, fmt.Errorf("the daemon ended the log early: %w", err))
-				return
-			}
-			n := binary.BigEndian.Uint32(head[:])
-			if n == 0 {
-				return
-			}
-			raw := make([]byte, n)
-			if _, err := io.ReadFull(body, raw); err != nil {
-				yield(nil, fmt.Errorf("the daemon ended the log early: %w", err))
-				return
-			}
-			if !yield(raw, nil) {
-				return
-			}
-		}
+		readStream(resp.Body)(yield)
 	}
 }

@@ -2,17 +2,15 @@ package admin
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
+	"turnstone/cmd/turnstone/internal/crash"
 	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
@@ -23,7 +21,7 @@ type Daemon interface {
 	Status(ctx context.Context) (Status, error)
 	View(ctx context.Context, f func(*turn.State)) error
 	CloseAllocation(ctx context.Context, id turn.AllocationID) error
-	Reload(ctx context.Context) error
+	Reload(ctx context.Context) (restart []string, err error)
 	Drain(ctx context.Context, on bool) error
 }
 
@@ -35,6 +33,10 @@ type Server struct {
 	http   http.Server
 }
 
+// patience is how long the daemon may take to show its state: it cannot while its log is being
+// opened again after a failed commit.
+const patience = 10 * time.Second
+
 // NewServer makes a Server.
 func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	s := &Server{daemon: d, log: log, now: now}
@@ -45,34 +47,12 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("POST /v1/allocations/{id}/close", s.closeAllocation)
 	mux.HandleFunc("GET /v1/log/stat", s.logStat)
 	mux.HandleFunc("GET /v1/log/records", s.logRecords)
-	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) { reply(w, struct{}{}, s.daemon.Reload(r.Context())) })
+	mux.HandleFunc("POST /v1/reload", s.reload)
 	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, struct{}{}, s.daemon.Drain(r.Context(), r.FormValue("on") != "false"))
 	})
-	s.http = http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	s.http = http.Server{Handler: crash.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
 	return s
-}
-
-// Listen opens the socket at path, mode 0600. One that a dead daemon left behind gives way.
-func Listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("open admin socket: %w", err)
-	}
-	if conn, err := net.Dial("unix", path); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("open admin socket: %s is in use by another process", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("open admin socket: %w", err)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("open admin socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("open admin socket: %w", err), l.Close())
-	}
-	return l, nil
 }
 
 // Serve serves on l until ctx ends.
@@ -104,9 +84,24 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	reply(w, st, err)
 }
 
+func (s *Server) view(r *http.Request, f func(*turn.State)) error {
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	defer cancel()
+	err := s.daemon.View(ctx, f)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return errors.New("the daemon's log is not open: its log lines say why")
+	}
+	return err
+}
+
+func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
+	restart, err := s.daemon.Reload(r.Context())
+	reply(w, reloaded{restart}, err)
+}
+
 func (s *Server) allocations(w http.ResponseWriter, r *http.Request) {
 	out := []Allocation{}
-	err := s.daemon.View(r.Context(), func(st *turn.State) {
+	err := s.view(r, func(st *turn.State) {
 		for a := range st.Allocations() {
 			out = append(out, Describe(a, s.now()))
 		}
@@ -119,7 +114,7 @@ func (s *Server) allocation(w http.ResponseWriter, r *http.Request) {
 	var out Allocation
 	if err == nil {
 		found := false
-		err = s.daemon.View(r.Context(), func(st *turn.State) {
+		err = s.view(r, func(st *turn.State) {
 			if a := st.Allocation(id); a != nil {
 				out, found = Describe(a, s.now()), true
 			}
@@ -139,7 +134,7 @@ func allocationID(r *http.Request) (turn.AllocationID, error) {
 func (s *Server) closeAllocation(w http.ResponseWriter, r *http.Request) {
 	id, err := allocationID(r)
 	if err == nil {
-		err = s.daemon.CloseAllocation(r.Context(), id)
+		err = s.daemon.CloseAllocation(r.Context(), id) // as long as it takes: it is answered when nothing is relayed any more
 	}
 	reply(w, struct{}{}, err)
 }
@@ -149,9 +144,7 @@ func (s *Server) logStat(w http.ResponseWriter, _ *http.Request) {
 	reply(w, st, err)
 }
 
-// logRecords streams records as they are stored, each behind its length in four bytes;
-// with follow=true it goes on with what is appended. An error cuts the stream short: the
-// last thing a whole stream says is a length of zero.
+// logRecords streams records as they are stored; with follow=true it goes on with what is appended.
 func (s *Server) logRecords(w http.ResponseWriter, r *http.Request) {
 	from, err := strconv.ParseUint(r.FormValue("from"), 10, 64)
 	if err != nil {
@@ -159,35 +152,39 @@ func (s *Server) logRecords(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	follow := r.FormValue("follow") == "true"
 	next := turn.Seq(max(from, 1))
-	send := func() bool {
-		for raw, err := range store.Raw(s.log, next) {
-			if err != nil {
-				return false
+	next, err = s.sendFrom(w, next)
+	if err == nil && r.FormValue("follow") == "true" {
+		for _, err = range s.log.Tail(r.Context(), next) {
+			if err == nil {
+				next, err = s.sendFrom(w, next)
 			}
-			rec, err := store.Decode(raw)
 			if err != nil {
-				return false
-			}
-			next = rec.Last() + 1
-			head := binary.BigEndian.AppendUint32(nil, uint32(len(raw)))
-			if _, err := w.Write(append(head, raw...)); err != nil {
-				return false
+				break
 			}
 		}
-		return http.NewResponseController(w).Flush() == nil
 	}
-	if !send() {
+	if err != nil {
+		_ = writeFailure(w, err) // the client is gone, or reads it
 		return
 	}
-	if !follow {
-		_, _ = w.Write(make([]byte, 4))
-		return
-	}
-	for _, err := range s.log.Tail(r.Context(), next) {
-		if err != nil || !send() {
-			return
+	_ = writeEnd(w)
+}
+
+// sendFrom sends the records from next on, and yields what comes after them.
+func (s *Server) sendFrom(w http.ResponseWriter, next turn.Seq) (turn.Seq, error) {
+	for raw, err := range store.Raw(s.log, next) {
+		if err != nil {
+			return next, err
 		}
+		if err := writeFrame(w, raw); err != nil {
+			return next, err
+		}
+		rec, err := store.Decode(raw)
+		if err != nil {
+			return next, err
+		}
+		next = rec.Last() + 1
 	}
+	return next, http.NewResponseController(w).Flush()
 }

@@ -4,24 +4,23 @@ package config
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 )
 
 // Config is the configuration as it is written. The tags name a setting in the
-// file, on the command line and in the environment (TURNSTONE_ and the env tag), and
-// doc is its documentation everywhere.
+// file, on the command line and in the environment (TURNSTONE_ and the env tag); arg is
+// what its value is called in the help, and doc is its documentation everywhere.
 type Config struct {
-	Listen      []string `toml:"listen" flag:"listen" env:"LISTEN" doc:"Addresses clients send to, as udp://HOST:PORT, IPv6 in brackets. 0.0.0.0 and [::] stand for every address the host has at start, link-local ones excepted."`
-	RelayIP     []string `toml:"relay-ip" flag:"relay-ip" env:"RELAY_IP" doc:"Addresses relayed transport addresses are made of, at most one per family. Default: of each family that is listened on, a global address of the host, else a private one, else loopback."`
-	ExternalIP  []string `toml:"external-ip" flag:"external-ip" env:"EXTERNAL_IP" doc:"Address clients and peers see instead of the relay address, behind a 1:1 NAT: PUBLIC, or PUBLIC/PRIVATE where PRIVATE is the relay address it stands for."`
-	RelayPorts  string   `toml:"relay-ports" flag:"relay-ports" env:"RELAY_PORTS" doc:"Range of ports of relayed transport addresses, FIRST-LAST."`
-	Realm       string   `toml:"realm" flag:"realm" env:"REALM" doc:"Realm of the credentials."`
-	Software    string   `toml:"software" flag:"software" env:"SOFTWARE" doc:"SOFTWARE attribute in every answer, empty for none."`
-	Data        string   `toml:"data" flag:"data" env:"DATA" doc:"Directory of the log and the keys. Default: $STATE_DIRECTORY, as systemd sets it, else ./turnstone-data."`
-	AdminSocket string   `toml:"admin-socket" flag:"admin-socket" env:"ADMIN_SOCKET" doc:"Unix socket the other commands talk to. Default: admin.sock in the data directory."`
-	Metrics     string   `toml:"metrics" flag:"metrics" env:"METRICS" doc:"Address of /metrics, /healthz and /readyz, off for none. The default is given up where it is taken."`
+	Listen      []string `toml:"listen" flag:"listen" arg:"URL" env:"LISTEN" doc:"Addresses clients send to, as udp://HOST:PORT, IPv6 in brackets. 0.0.0.0 and [::] stand for every address the host has at start, link-local ones excepted."`
+	RelayIP     []string `toml:"relay-ip" flag:"relay-ip" arg:"IP" env:"RELAY_IP" doc:"Addresses relayed transport addresses are made of, at most one per family. Default: of each family that is listened on, a global address of the host, else a private one, else loopback."`
+	ExternalIP  []string `toml:"external-ip" flag:"external-ip" arg:"IP" env:"EXTERNAL_IP" doc:"Address clients and peers see instead of the relay address, behind a 1:1 NAT: PUBLIC, or PUBLIC/PRIVATE where PRIVATE is the relay address it stands for."`
+	RelayPorts  string   `toml:"relay-ports" flag:"relay-ports" arg:"RANGE" env:"RELAY_PORTS" doc:"Range of ports of relayed transport addresses, FIRST-LAST."`
+	Realm       string   `toml:"realm" flag:"realm" arg:"NAME" env:"REALM" doc:"Realm of the credentials."`
+	Software    string   `toml:"software" flag:"software" arg:"TEXT" env:"SOFTWARE" doc:"SOFTWARE attribute in every answer, empty for none."`
+	Data        string   `toml:"data" flag:"data" arg:"DIR" env:"DATA" doc:"Directory of the log and the keys. Default: $STATE_DIRECTORY, as systemd sets it, else ./turnstone-data."`
+	AdminSocket string   `toml:"admin-socket" flag:"admin-socket" arg:"PATH" env:"ADMIN_SOCKET" doc:"Unix socket the other commands talk to. Default: admin.sock in the data directory."`
+	Metrics     string   `toml:"metrics" flag:"metrics" arg:"ADDR" env:"METRICS" doc:"Address of /metrics, /healthz and /readyz, off for none. The default is given up where it is taken."`
 
 	Auth   Auth   `toml:"auth"`
 	Peers  Peers  `toml:"peers"`
@@ -33,47 +32,47 @@ type Config struct {
 
 // Auth says who may use the relay.
 type Auth struct {
-	Users           []string `toml:"users" flag:"user" env:"USERS" secret:"true" doc:"Long-term credentials, NAME:PASSWORD, or NAME:0xKEY with the MD5 key in hex. With neither users nor secrets, a demo credential is made and printed."`
-	Secrets         []string `toml:"secrets" flag:"auth-secret" env:"AUTH_SECRETS" secret:"true" doc:"Secrets of time-limited credentials (TURN REST). Several, so that one can be rotated in before the other goes."`
-	NonceLifetime   Duration `toml:"nonce-lifetime" flag:"nonce-lifetime" env:"NONCE_LIFETIME" doc:"For how long a nonce is good."`
-	CredentialGrace Duration `toml:"credential-grace" flag:"credential-grace" env:"CREDENTIAL_GRACE" doc:"For how long past its expiry a time-limited credential may still refresh what it holds; unlimited for as long as it likes."`
+	Users           []string `toml:"users" flag:"user" arg:"NAME:PASSWORD" env:"USERS" secret:"true" doc:"Long-term credentials, NAME:PASSWORD, or NAME:0xKEY with the MD5 key in hex. With neither users nor secrets, a demo credential is made and printed."`
+	Secrets         []string `toml:"secrets" flag:"auth-secret" arg:"SECRET" env:"AUTH_SECRETS" secret:"true" doc:"Secrets of time-limited credentials (TURN REST). Several, so that one can be rotated in before the other goes."`
+	NonceLifetime   Duration `toml:"nonce-lifetime" flag:"nonce-lifetime" arg:"DURATION" env:"NONCE_LIFETIME" doc:"For how long a nonce is good."`
+	CredentialGrace Duration `toml:"credential-grace" flag:"credential-grace" arg:"DURATION" env:"CREDENTIAL_GRACE" doc:"For how long past its expiry a time-limited credential may still refresh what it holds; unlimited for as long as it likes."`
 }
 
 // Peers says who may be reached through the relay.
 type Peers struct {
-	Allow []string `toml:"allow" flag:"allow-peer" env:"ALLOW_PEERS" doc:"Networks (CIDR) peers may be in although they are private, local or denied. Only a /32 or /128 opens an address of this host itself."`
-	Deny  []string `toml:"deny" flag:"deny-peer" env:"DENY_PEERS" doc:"Networks (CIDR) peers may not be in, besides private, local and special ones."`
+	Allow []string `toml:"allow" flag:"allow-peer" arg:"CIDR" env:"ALLOW_PEERS" doc:"Networks (CIDR) peers may be in although they are private, local or denied. Only a /32 or /128 opens an address of this host itself."`
+	Deny  []string `toml:"deny" flag:"deny-peer" arg:"CIDR" env:"DENY_PEERS" doc:"Networks (CIDR) peers may not be in, besides private, local and special ones."`
 }
 
 // Limits bound what clients can take.
 type Limits struct {
-	MaxAllocations        int      `toml:"max-allocations" flag:"max-allocations" env:"MAX_ALLOCATIONS" doc:"Allocations in total, 0 for as many as there are ports."`
-	MaxAllocationsPerUser int      `toml:"max-allocations-per-user" flag:"max-allocations-per-user" env:"MAX_ALLOCATIONS_PER_USER" doc:"Allocations of one user, 0 for no limit. Time-limited credentials of one user count together."`
-	MaxPermissions        int      `toml:"max-permissions" flag:"max-permissions" env:"MAX_PERMISSIONS" doc:"Permissions of one allocation."`
-	MaxChannels           int      `toml:"max-channels" flag:"max-channels" env:"MAX_CHANNELS" doc:"Channels of one allocation."`
-	DefaultLifetime       Duration `toml:"default-lifetime" flag:"default-lifetime" env:"DEFAULT_LIFETIME" doc:"Lifetime of an allocation whose client asks for none or less."`
-	MaxLifetime           Duration `toml:"max-lifetime" flag:"max-lifetime" env:"MAX_LIFETIME" doc:"Lifetime of an allocation at most."`
-	ChannelRange          string   `toml:"channel-range" flag:"channel-range" env:"CHANNEL_RANGE" doc:"Channel numbers clients may bind: rfc5766 (0x4000-0x7FFF), which clients in the field use, or rfc8656 (0x4000-0x4FFF)."`
-	UnauthRate            int      `toml:"unauth-rate" flag:"unauth-rate" env:"UNAUTH_RATE" doc:"Answers a second to one IPv4 address or IPv6 /64 that has not authenticated, loopback excepted; 0 for no limit."`
-	UnauthBurst           int      `toml:"unauth-burst" flag:"unauth-burst" env:"UNAUTH_BURST" doc:"Such answers at once."`
+	MaxAllocations        int      `toml:"max-allocations" flag:"max-allocations" arg:"N" env:"MAX_ALLOCATIONS" doc:"Allocations in total, 0 for as many as there are ports."`
+	MaxAllocationsPerUser int      `toml:"max-allocations-per-user" flag:"max-allocations-per-user" arg:"N" env:"MAX_ALLOCATIONS_PER_USER" doc:"Allocations of one user, 0 for no limit. Time-limited credentials of one user count together."`
+	MaxPermissions        int      `toml:"max-permissions" flag:"max-permissions" arg:"N" env:"MAX_PERMISSIONS" doc:"Permissions of one allocation."`
+	MaxChannels           int      `toml:"max-channels" flag:"max-channels" arg:"N" env:"MAX_CHANNELS" doc:"Channels of one allocation."`
+	DefaultLifetime       Duration `toml:"default-lifetime" flag:"default-lifetime" arg:"DURATION" env:"DEFAULT_LIFETIME" doc:"Lifetime of an allocation whose client asks for none or less."`
+	MaxLifetime           Duration `toml:"max-lifetime" flag:"max-lifetime" arg:"DURATION" env:"MAX_LIFETIME" doc:"Lifetime of an allocation at most."`
+	ChannelRange          string   `toml:"channel-range" flag:"channel-range" arg:"NAME" env:"CHANNEL_RANGE" doc:"Channel numbers clients may bind: rfc5766 (0x4000-0x7FFF), which clients in the field use, or rfc8656 (0x4000-0x4FFF)."`
+	UnauthRate            int      `toml:"unauth-rate" flag:"unauth-rate" arg:"N" env:"UNAUTH_RATE" doc:"Answers a second to one IPv4 address or IPv6 /64 that has not authenticated, loopback excepted; 0 for no limit."`
+	UnauthBurst           int      `toml:"unauth-burst" flag:"unauth-burst" arg:"N" env:"UNAUTH_BURST" doc:"Such answers at once."`
 }
 
 // Kernel says what of the relaying the kernel does.
 type Kernel struct {
-	Mode       string   `toml:"mode" flag:"kernel" env:"KERNEL" doc:"auto, required or off. This version relays in userspace only: auto falls back to it and says so, required refuses to start."`
-	Interfaces []string `toml:"interfaces" flag:"interface" env:"INTERFACES" doc:"Interfaces the XDP program is attached to. Default: those that hold the listen and relay addresses."`
+	Mode       string   `toml:"mode" flag:"kernel" arg:"MODE" env:"KERNEL" doc:"auto, required or off. This version relays in userspace only: auto falls back to it and says so, required refuses to start."`
+	Interfaces []string `toml:"interfaces" flag:"interface" arg:"IF" env:"INTERFACES" doc:"Interfaces the XDP program is attached to. Default: those that hold the listen and relay addresses."`
 }
 
 // TLS names the certificate of TLS and DTLS listeners.
 type TLS struct {
-	Cert string `toml:"cert" flag:"cert" env:"CERT" doc:"File with the certificate chain, PEM."`
-	Key  string `toml:"key" flag:"key" env:"KEY" doc:"File with the private key, PEM."`
+	Cert string `toml:"cert" flag:"cert" arg:"FILE" env:"CERT" doc:"File with the certificate chain, PEM."`
+	Key  string `toml:"key" flag:"key" arg:"FILE" env:"KEY" doc:"File with the private key, PEM."`
 }
 
 // Log says what is logged on stderr.
 type Log struct {
-	Level  string `toml:"level" flag:"log-level" env:"LOG_LEVEL" doc:"trace, debug, info, warn or error."`
-	Format string `toml:"format" flag:"log-format" env:"LOG_FORMAT" doc:"json, console, or auto: console on a terminal."`
+	Level  string `toml:"level" flag:"log-level" arg:"LEVEL" env:"LOG_LEVEL" doc:"trace, debug, info, warn or error."`
+	Format string `toml:"format" flag:"log-format" arg:"FORMAT" env:"LOG_FORMAT" doc:"json, console, or auto: console on a terminal."`
 }
 
 // Duration is a time.Duration that is written 10m, 1h30m, or unlimited, which is negative.
@@ -131,17 +130,3 @@ func Default() Config {
 
 // DefaultMetrics is where metrics are served unless something else is configured.
 const DefaultMetrics = "127.0.0.1:9478"
-
-// portRange reads FIRST-LAST.
-func portRange(s string) (first, last uint16, err error) {
-	a, b, found := strings.Cut(s, "-")
-	if !found {
-		b = a
-	}
-	lo, err1 := strconv.ParseUint(strings.TrimSpace(a), 10, 16)
-	hi, err2 := strconv.ParseUint(strings.TrimSpace(b), 10, 16)
-	if err1 != nil || err2 != nil || lo == 0 || lo > hi {
-		return 0, 0, fmt.Errorf("%q is no range of ports like 49152-65535", s)
-	}
-	return uint16(lo), uint16(hi), nil
-}

@@ -18,7 +18,8 @@ import (
 // Sources are what is measured.
 type Sources struct {
 	Counters    func() relay.Counters
-	Ready       func() bool
+	Ready       func() bool // requests are answered
+	Draining    func() bool
 	Room        func() turn.Room
 	Allocations func() int
 	FreeBytes   func() int64
@@ -33,15 +34,28 @@ func Handler(s Sources) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		room := s.Room()
-		if !s.Ready() || room != turn.RoomFine {
+		state, ok := s.readiness()
+		if !ok {
 			w.WriteHeader(http.StatusServiceUnavailable)
-			fmt.Fprintf(w, "not ready: serving %t, room on disk %s\n", s.Ready(), room)
-			return
 		}
-		fmt.Fprintln(w, "ready")
+		fmt.Fprintln(w, state)
 	})
 	return mux
+}
+
+// readiness says whether new clients should be sent here, and why not.
+func (s *Sources) readiness() (state string, ok bool) {
+	switch {
+	case !s.Ready():
+		return "not ready: nobody is answered, the log is not open or the daemon stops", false
+	case s.Room() == turn.RoomNone:
+		return "not ready: the disk is full, only what ends is recorded", false
+	case s.Room() == turn.RoomLow:
+		return "not ready: the disk is nearly full, new allocations are refused", false
+	case s.Draining():
+		return "not ready: draining, new allocations are refused", false
+	}
+	return "ready", true
 }
 
 type collector struct{ Sources }
@@ -53,6 +67,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	info        = desc("build_info", "Version of the daemon.", "version")
 	ready       = desc("ready", "1 while requests are answered.")
+	draining    = desc("draining", "1 while new allocations are refused because an operator said so.")
 	room        = desc("log_room", "Room on the disk of the log: 0 fine, 1 low (no new allocations), 2 none.")
 	freeBytes   = desc("log_free_page_bytes", "Free pages inside the log's file.")
 	allocations = desc("allocations", "Live allocations in the flow table.")
@@ -67,7 +82,7 @@ var (
 )
 
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{info, ready, room, freeBytes, allocations, packets, bytes, dropped, requests, replies, commits, events, recoveries} {
+	for _, d := range []*prometheus.Desc{info, ready, draining, room, freeBytes, allocations, packets, bytes, dropped, requests, replies, commits, events, recoveries} {
 		ch <- d
 	}
 }
@@ -81,11 +96,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	gauge(info, 1, c.Version)
-	up := 0.0
-	if c.Ready() {
-		up = 1
-	}
-	gauge(ready, up)
+	gauge(ready, number(c.Ready()))
+	gauge(draining, number(c.Draining()))
 	gauge(room, float64(c.Room()))
 	gauge(freeBytes, float64(c.FreeBytes()))
 	gauge(allocations, float64(c.Allocations()))
@@ -106,4 +118,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count(commits, n.Commits)
 	count(events, n.Events)
 	count(recoveries, n.Recoveries)
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

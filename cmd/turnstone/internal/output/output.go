@@ -1,4 +1,4 @@
-// Package output writes rows of structs as a table, JSON, JSON lines or CSV.
+// Package output writes structs as tables, JSON, JSON lines or CSV.
 package output
 
 import (
@@ -7,78 +7,118 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"reflect"
 	"slices"
 	"strings"
-	"text/tabwriter"
-	"time"
 
 	"golang.org/x/term"
 )
 
-// Formats are the names of the formats.
-var Formats = []string{"table", "json", "jsonl", "csv"}
+// Format names a format. The zero Format is a table on a terminal, else JSON lines. It
+// is the value of a flag.
+type Format string
 
-// Writer writes rows of one struct type. Columns are its fields by their json tags;
-// a field tagged table:"-" is left out of tables.
-type Writer struct {
-	format string
-	out    io.Writer
-	table  *tabwriter.Writer
-	csv    *csv.Writer
-	rows   []any // json: all of them
-	header bool
+// The formats.
+const (
+	Table Format = "table"
+	JSON  Format = "json"
+	JSONL Format = "jsonl"
+	CSV   Format = "csv"
+)
+
+// Formats are all formats.
+var Formats = []string{string(Table), string(JSON), string(JSONL), string(CSV)}
+
+func (f *Format) String() string { return string(*f) }
+
+// Set takes the name of a format.
+func (f *Format) Set(s string) error {
+	if !slices.Contains(Formats, s) {
+		return fmt.Errorf("want one of %s", strings.Join(Formats, ", "))
+	}
+	*f = Format(s)
+	return nil
 }
 
-// New makes a Writer to out. Format "" is a table on a terminal, else jsonl.
-func New(out io.Writer, format string) (*Writer, error) {
-	if format == "" {
-		format = "jsonl"
-		if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-			format = "table"
-		}
+// Type is what the help calls the value.
+func (*Format) Type() string { return "FORMAT" }
+
+// For is f, or what the zero Format stands for when it is written to out.
+func (f Format) For(out io.Writer) Format {
+	if f != "" {
+		return f
 	}
-	if !slices.Contains(Formats, format) {
-		return nil, fmt.Errorf("unknown output format %q: one of %s", format, strings.Join(Formats, ", "))
+	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+		return Table
 	}
-	return &Writer{
-		format: format, out: out, rows: []any{},
-		table: tabwriter.NewWriter(out, 0, 4, 2, ' ', 0), csv: csv.NewWriter(out),
-	}, nil
+	return JSONL
+}
+
+// Writer writes rows, all of one struct type, as they come. Columns are the fields by
+// their json tags; the table tag of a field says where in tables it is: "-" nowhere,
+// "list" only in rows, "detail" only in objects. A struct in a field has a column for
+// each of its own, a list of structs is its length.
+type Writer struct {
+	format Format
+	out    io.Writer
+	table  table
+	csv    *csv.Writer
+	rows   int
+}
+
+// New makes a Writer to out.
+func New(out io.Writer, f Format) *Writer {
+	return &Writer{format: f.For(out), out: out, table: table{out: out}, csv: csv.NewWriter(out)}
 }
 
 // Row writes one row, a struct.
 func (w *Writer) Row(row any) error {
+	w.rows++
 	switch w.format {
-	case "json":
-		w.rows = append(w.rows, row)
-		return nil
-	case "jsonl":
-		b, err := json.Marshal(row)
-		if err != nil {
-			return fmt.Errorf("write row: %w", err)
+	case JSON:
+		return w.jsonRow(row)
+	case JSONL:
+		return json.NewEncoder(w.out).Encode(row)
+	}
+	if w.rows == 1 {
+		if err := w.header(row); err != nil {
+			return err
 		}
-		_, err = w.out.Write(append(b, '\n'))
+	}
+	if w.format == CSV {
+		_, cells := split(columns(row, inCSV))
+		return w.csv.Write(cells)
+	}
+	_, cells := split(columns(row, inList))
+	w.table.add(cells)
+	return nil
+}
+
+// header writes the names of the columns of row.
+func (w *Writer) header(row any) error {
+	if w.format == CSV {
+		names, _ := split(columns(row, inCSV))
+		return w.csv.Write(names)
+	}
+	names, _ := split(columns(row, inList))
+	for i := range names {
+		names[i] = strings.ToUpper(spaced(names[i]))
+	}
+	w.table.add(names)
+	return nil
+}
+
+// jsonRow writes an element of an array that Close ends.
+func (w *Writer) jsonRow(row any) error {
+	b, err := json.MarshalIndent(row, "  ", "  ")
+	if err != nil {
 		return err
 	}
-	names, cells := columns(row, w.format == "table")
-	write := w.csv.Write
-	if w.format == "table" {
-		write = func(line []string) error {
-			_, err := fmt.Fprintln(w.table, strings.Join(line, "\t"))
-			return err
-		}
-		for i := range names {
-			names[i] = strings.ToUpper(strings.ReplaceAll(names[i], "_", " "))
-		}
+	before := ",\n  "
+	if w.rows == 1 {
+		before = "[\n  "
 	}
-	if !w.header {
-		w.header = true
-		if err := write(names); err != nil {
-			return err
-		}
-	}
-	return write(cells)
+	_, err = fmt.Fprintf(w.out, "%s%s", before, b)
+	return err
 }
 
 // Flush writes out what has been held back so far.
@@ -87,113 +127,30 @@ func (w *Writer) Flush() error {
 	if err := w.csv.Error(); err != nil {
 		return err
 	}
-	return w.table.Flush()
+	return w.table.flush()
 }
 
 // Close ends the output.
 func (w *Writer) Close() error {
-	if w.format == "json" {
-		enc := json.NewEncoder(w.out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(w.rows)
+	if w.format == JSON {
+		end := "\n]\n"
+		if w.rows == 0 {
+			end = "[]\n"
+		}
+		_, err := io.WriteString(w.out, end)
+		return err
 	}
 	return w.Flush()
 }
 
-// columns are the names and texts of a row's fields.
-func columns(row any, table bool) (names, cells []string) {
-	v := reflect.ValueOf(row)
-	for i := range v.NumField() {
-		f := v.Type().Field(i)
-		if table && f.Tag.Get("table") == "-" {
-			continue
+// Rows writes a list of rows. A table or CSV of none still has its header.
+func Rows[T any](out io.Writer, f Format, rows []T) error {
+	w := New(out, f)
+	if len(rows) == 0 && (w.format == Table || w.format == CSV) {
+		var none T
+		if err := w.header(none); err != nil {
+			return err
 		}
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		names = append(names, name)
-		cells = append(cells, Text(v.Field(i).Interface()))
-	}
-	return names, cells
-}
-
-// Text is a value as one cell.
-func Text(v any) string {
-	switch v := v.(type) {
-	case time.Time:
-		return v.Format("2006-01-02T15:04:05.000Z07:00")
-	case fmt.Stringer:
-		return v.String()
-	case string:
-		return v
-	case []string:
-		return strings.Join(v, " ")
-	case map[string]any:
-		keys := make([]string, 0, len(v))
-		for k := range v {
-			keys = append(keys, k)
-		}
-		slices.Sort(keys)
-		parts := make([]string, len(keys))
-		for i, k := range keys {
-			parts[i] = k + "=" + Text(v[k])
-			if _, nested := v[k].(map[string]any); nested {
-				parts[i] = k + "={" + Text(v[k]) + "}"
-			}
-		}
-		return strings.Join(parts, " ")
-	}
-	if list := reflect.ValueOf(v); list.Kind() == reflect.Slice {
-		parts := make([]string, list.Len())
-		for i := range parts {
-			parts[i] = Text(list.Index(i).Interface())
-		}
-		return strings.Join(parts, ",")
-	}
-	if b, err := json.Marshal(v); err == nil {
-		return strings.Trim(string(b), `"`)
-	}
-	return fmt.Sprint(v)
-}
-
-// Object writes one struct: a line for each field in a table, else as Row does.
-func Object(out io.Writer, format string, object any) error {
-	w, err := New(out, format)
-	if err != nil {
-		return err
-	}
-	switch w.format {
-	case "table":
-		names, cells := columns(object, true)
-		for i, n := range names {
-			if _, err := fmt.Fprintf(w.table, "%s\t%s\n", strings.ReplaceAll(n, "_", " "), cells[i]); err != nil {
-				return err
-			}
-		}
-		return w.table.Flush()
-	case "json":
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(object)
-	}
-	if err := w.Row(object); err != nil {
-		return err
-	}
-	return w.Close()
-}
-
-// Table says whether w writes a table.
-func (w *Writer) Table() bool { return w.format == "table" }
-
-// Section writes rows of one type as a table of their own, behind an empty line; none is nothing.
-func Section(out io.Writer, format string, rows []any) error {
-	if len(rows) == 0 {
-		return nil
-	}
-	if _, err := fmt.Fprintln(out); err != nil {
-		return err
-	}
-	w, err := New(out, format)
-	if err != nil {
-		return err
 	}
 	for _, r := range rows {
 		if err := w.Row(r); err != nil {
@@ -202,3 +159,38 @@ func Section(out io.Writer, format string, rows []any) error {
 	}
 	return w.Close()
 }
+
+// Object writes one struct: a line for each field in a table, else as a row.
+func Object(out io.Writer, f Format, object any) error {
+	switch f.For(out) {
+	case Table:
+		t := table{out: out}
+		for _, c := range columns(object, inObject) {
+			t.add([]string{spaced(c.name), c.text})
+		}
+		return t.flush()
+	case JSON:
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(object)
+	}
+	w := New(out, f)
+	if err := w.Row(object); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// Section writes rows that belong to an object, where the format is a table: under
+// an empty line and a title, and nothing where there are none. Other formats have them in the object.
+func Section[T any](out io.Writer, f Format, title string, rows []T) error {
+	if f.For(out) != Table || len(rows) == 0 {
+		return nil
+	}
+	if _, err := fmt.Fprintf(out, "\n%s\n", title); err != nil {
+		return err
+	}
+	return Rows(out, Table, rows)
+}
+
+func spaced(name string) string { return strings.ReplaceAll(name, "_", " ") }

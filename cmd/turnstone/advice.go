@@ -1,0 +1,91 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"turnstone/cmd/turnstone/internal/config"
+	"turnstone/turn/relay"
+
+	"github.com/rs/zerolog"
+)
+
+// advice is something an operator may want to change. Nothing in it keeps the daemon from serving.
+type advice struct {
+	level zerolog.Level
+	text  string
+}
+
+// advise looks at a configuration and the host it is for.
+func advise(r config.Resolved) []advice {
+	const sysctl = "/proc/sys/net/ipv4/"
+	local, _ := os.ReadFile(sysctl + "ip_local_port_range") // what cannot be read gives no advice
+	reserved, _ := os.ReadFile(sysctl + "ip_local_reserved_ports")
+	out := advisePorts(r.Rules.FirstPort, r.Rules.LastPort, string(local), string(reserved))
+	return append(out, adviseAddresses(r)...)
+}
+
+// advisePorts warns of relayed ports that the host gives to other sockets too: while the daemon is away,
+// one of them can be taken, and its allocation ends with the next start.
+func advisePorts(first, last uint16, local, reserved string) []advice {
+	ranges := strings.Fields(local)
+	if len(ranges) != 2 {
+		return nil
+	}
+	lo, err1 := strconv.ParseUint(ranges[0], 10, 16)
+	hi, err2 := strconv.ParseUint(ranges[1], 10, 16)
+	if err1 != nil || err2 != nil {
+		return nil
+	}
+	from, to := max(uint64(first), lo), min(uint64(last), hi)
+	if from > to || covered(reserved, from, to) {
+		return nil
+	}
+	return []advice{{zerolog.WarnLevel, fmt.Sprintf(
+		"relay ports %d-%d overlap net.ipv4.ip_local_port_range (%d-%d): another program can take one while the daemon is down, "+
+			"which ends that allocation; reserve them with sysctl -w net.ipv4.ip_local_reserved_ports=%d-%d",
+		first, last, lo, hi, first, last)}}
+}
+
+// covered says whether one of the ranges in reserved, "a-b,c,d-e", holds from to to.
+func covered(reserved string, from, to uint64) bool {
+	for _, part := range strings.Split(strings.TrimSpace(reserved), ",") {
+		a, b, isRange := strings.Cut(part, "-")
+		if !isRange {
+			b = a
+		}
+		lo, err1 := strconv.ParseUint(a, 10, 16)
+		hi, err2 := strconv.ParseUint(b, 10, 16)
+		if err1 == nil && err2 == nil && lo <= from && to <= hi {
+			return true
+		}
+	}
+	return false
+}
+
+// adviseAddresses says of a relay address that only its own network reaches, while clients elsewhere may be served.
+func adviseAddresses(r config.Resolved) (out []advice) {
+	for _, l := range r.Rules.Relays {
+		if global(l.External) || !listensBeyond(r.Listeners, l.IP) {
+			continue
+		}
+		out = append(out, advice{zerolog.InfoLevel, fmt.Sprintf(
+			"relayed addresses are on %s, which peers on the internet cannot reach: behind a NAT say the public address with --external-ip", l.External)})
+	}
+	return out
+}
+
+func global(a netip.Addr) bool { return !a.IsPrivate() && !a.IsLoopback() && !a.IsLinkLocalUnicast() }
+
+// listensBeyond says whether clients outside the host are served in the family of a.
+func listensBeyond(listeners []relay.Listener, a netip.Addr) bool {
+	for _, l := range listeners {
+		if at := l.Address.Addr(); at.Is4() == a.Is4() && !at.IsLoopback() {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,205 @@
+package config
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"turnstone/turn"
+	"turnstone/turn/relay"
+)
+
+// loopback is a configuration that resolves on every host.
+func loopback() Config {
+	c := Default()
+	c.Listen = []string{"udp://127.0.0.1:3478"}
+	return c
+}
+
+func TestResolve(t *testing.T) {
+	c := loopback()
+	c.Listen = append(c.Listen, "udp://127.0.0.1", "udp://127.0.0.1:3479")
+	c.ExternalIP = []string{"198.51.100.1"}
+	c.RelayPorts = "50000-50009"
+	c.Peers.Allow = []string{"192.0.2.1", "::ffff:192.0.2.2", "10.1.2.3/8"}
+	c.Peers.Deny = []string{"2001:db8::/32"}
+	c.Auth.Users = []string{"alice:secret", "bob:0x00112233445566778899aabbccddeeff", "carol:0xshort"}
+	c.Auth.Secrets = []string{"one", "two"}
+	c.Limits.ChannelRange = "rfc8656"
+	c.Metrics = "off"
+	c.Log.Level = "debug"
+	r, err := c.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParseAddrPort
+	wantListeners := []relay.Listener{{Address: at("127.0.0.1:3478"), Protocol: turn.UDP}, {Address: at("127.0.0.1:3479"), Protocol: turn.UDP}}
+	if !slices.Equal(r.Listeners, wantListeners) {
+		t.Errorf("listeners %v, want %v", r.Listeners, wantListeners)
+	}
+	wantRelays := []turn.Relay{{IP: netip.MustParseAddr("127.0.0.1"), External: netip.MustParseAddr("198.51.100.1")}}
+	if !slices.Equal(r.Rules.Relays, wantRelays) {
+		t.Errorf("relays %v, want %v", r.Rules.Relays, wantRelays)
+	}
+	if r.Rules.FirstPort != 50000 || r.Rules.LastPort != 50009 {
+		t.Errorf("ports %d-%d, want 50000-50009", r.Rules.FirstPort, r.Rules.LastPort)
+	}
+	net := netip.MustParsePrefix
+	if want := []netip.Prefix{net("192.0.2.1/32"), net("192.0.2.2/32"), net("10.0.0.0/8")}; !slices.Equal(r.Rules.Policy.Allow, want) {
+		t.Errorf("allowed %v, want %v", r.Rules.Policy.Allow, want)
+	}
+	if r.Rules.LastChannel != turn.ChannelLast || r.Rules.MaxLifetime != time.Hour || r.Metrics != "" || r.Demo {
+		t.Errorf("got last channel %v, max lifetime %v, metrics %q, demo %t", r.Rules.LastChannel, r.Rules.MaxLifetime, r.Metrics, r.Demo)
+	}
+	if len(r.Gate.Users) != 3 || len(r.Gate.Users[1].Key) != 16 || r.Gate.Users[2].Password != "0xshort" || len(r.Gate.Secrets) != 2 {
+		t.Errorf("gate has users %d, secrets %d", len(r.Gate.Users), len(r.Gate.Secrets))
+	}
+}
+
+func TestResolveDefaults(t *testing.T) {
+	c := loopback()
+	r, err := c.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Demo || r.MetricsSet || r.Metrics != DefaultMetrics || r.Gate.CredentialGrace >= 0 {
+		t.Errorf("got demo %t, metrics set %t, metrics %q, grace %v", r.Demo, r.MetricsSet, r.Metrics, r.Gate.CredentialGrace)
+	}
+	if !slices.Contains(r.Rules.Own, netip.MustParseAddr("127.0.0.1")) {
+		t.Errorf("own addresses %v lack the loopback one", r.Rules.Own)
+	}
+}
+
+func TestResolveErrors(t *testing.T) {
+	long := strings.Repeat("x", 128)
+	for name, tt := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"ListenNothing":     {func(c *Config) { c.Listen = nil }, "listen: no address to listen on"},
+		"ListenName":        {func(c *Config) { c.Listen = []string{"udp://relay.example:3478"} }, `listen: "udp://relay.example:3478" is no address like`},
+		"ListenNoScheme":    {func(c *Config) { c.Listen = []string{"127.0.0.1:3478"} }, `listen: "127.0.0.1:3478" is no address like`},
+		"ListenPortZero":    {func(c *Config) { c.Listen = []string{"udp://127.0.0.1:0"} }, "is no address like"},
+		"ListenPath":        {func(c *Config) { c.Listen = []string{"udp://127.0.0.1:1/x"} }, "is no address like"},
+		"ListenUnknown":     {func(c *Config) { c.Listen = []string{"sctp://127.0.0.1"} }, `unknown transport "sctp"`},
+		"RelayName":         {func(c *Config) { c.RelayIP = []string{"relay"} }, `relay-ip: "relay" is no address`},
+		"RelayUnspecified":  {func(c *Config) { c.RelayIP = []string{"0.0.0.0"} }, `relay-ip: "0.0.0.0" is no address`},
+		"RelayTwice":        {func(c *Config) { c.RelayIP = []string{"127.0.0.1", "127.0.0.2"} }, "relay-ip: 127.0.0.2 is the second address of its family"},
+		"RelayForeign":      {func(c *Config) { c.RelayIP = []string{"203.0.113.9"} }, "relay-ip: 203.0.113.9 is no address of this host"},
+		"RelayNone":         {func(c *Config) { c.Listen = []string{"udp://203.0.113.9:1"} }, "relay-ip: no address that is listened on is one of this host"},
+		"ExternalName":      {func(c *Config) { c.ExternalIP = []string{"me"} }, `external-ip: "me" is no PUBLIC`},
+		"ExternalFamily":    {func(c *Config) { c.ExternalIP = []string{"2001:db8::1"} }, `external-ip: "2001:db8::1" belongs to no relay address`},
+		"ExternalForeign":   {func(c *Config) { c.ExternalIP = []string{"198.51.100.1/10.0.0.1"} }, "belongs to no relay address"},
+		"PortsReversed":     {func(c *Config) { c.RelayPorts = "5-4" }, `relay-ports: "5-4" is no range`},
+		"PortsZero":         {func(c *Config) { c.RelayPorts = "0-4" }, `relay-ports: "0-4" is no range`},
+		"PortsHigh":         {func(c *Config) { c.RelayPorts = "1-65536" }, "is no range"},
+		"RealmEmpty":        {func(c *Config) { c.Realm = "" }, "realm: it is empty"},
+		"RealmLong":         {func(c *Config) { c.Realm = long }, "realm: it is longer"},
+		"RealmQuote":        {func(c *Config) { c.Realm = `a"b` }, "realm: "},
+		"SoftwareLong":      {func(c *Config) { c.Software = long }, "software: it is longer"},
+		"MetricsNoPort":     {func(c *Config) { c.Metrics = "127.0.0.1" }, `metrics: "127.0.0.1" is neither`},
+		"MetricsBadPort":    {func(c *Config) { c.Metrics = "127.0.0.1:http" }, "metrics: "},
+		"SocketLong":        {func(c *Config) { c.AdminSocket = "/" + long }, "admin-socket: "},
+		"SocketInLongDir":   {func(c *Config) { c.Data = "/" + long }, "admin-socket: "},
+		"UserNoPassword":    {func(c *Config) { c.Auth.Users = []string{"a:b", "c4n4ry"} }, "auth.users: entry 2: not of the form NAME:PASSWORD"},
+		"UserBadKey":        {func(c *Config) { c.Auth.Users = []string{"a:0x" + strings.Repeat("c4n4ryzz", 4)} }, `the key of "a" is not hexadecimal`},
+		"SecretEmpty":       {func(c *Config) { c.Auth.Secrets = []string{"c4n4ry", ""} }, "auth.secrets: entry 2 is empty"},
+		"NonceZero":         {func(c *Config) { c.Auth.NonceLifetime = 0 }, "auth.nonce-lifetime: 0s"},
+		"NonceUnlimited":    {func(c *Config) { c.Auth.NonceLifetime = -1 }, "auth.nonce-lifetime: unlimited"},
+		"AllowName":         {func(c *Config) { c.Peers.Allow = []string{"localnet"} }, `peers.allow: "localnet" is no network`},
+		"DenyBits":          {func(c *Config) { c.Peers.Deny = []string{"10.0.0.0/33"} }, `peers.deny: "10.0.0.0/33" is no network`},
+		"AllocationsBelow":  {func(c *Config) { c.Limits.MaxAllocations = -1 }, "limits.max-allocations: -1 is less than 0"},
+		"PerUserBelow":      {func(c *Config) { c.Limits.MaxAllocationsPerUser = -1 }, "limits.max-allocations-per-user: -1"},
+		"PermissionsNone":   {func(c *Config) { c.Limits.MaxPermissions = 0 }, "limits.max-permissions: 0 is less than 1"},
+		"ChannelsNone":      {func(c *Config) { c.Limits.MaxChannels = 0 }, "limits.max-channels: 0 is less than 1"},
+		"RateBelow":         {func(c *Config) { c.Limits.UnauthRate = -1 }, "limits.unauth-rate: -1"},
+		"BurstBelow":        {func(c *Config) { c.Limits.UnauthBurst = -1 }, "limits.unauth-burst: -1"},
+		"LifetimeShort":     {func(c *Config) { c.Limits.DefaultLifetime = 0 }, "limits.default-lifetime: 0s is less than 1s"},
+		"LifetimesReversed": {func(c *Config) { c.Limits.MaxLifetime = Duration(time.Minute) }, "limits.max-lifetime: 1m is less than the default lifetime, 10m"},
+		"LifetimeLong":      {func(c *Config) { c.Limits.MaxLifetime = Duration(25 * time.Hour) }, "limits.max-lifetime: 25h is more than 24h"},
+		"ChannelRange":      {func(c *Config) { c.Limits.ChannelRange = "rfc1" }, `limits.channel-range: "rfc1" is none of rfc5766, rfc8656`},
+		"KernelMode":        {func(c *Config) { c.Kernel.Mode = "perhaps" }, `kernel.mode: "perhaps" is none of auto, required, off`},
+		"LogLevel":          {func(c *Config) { c.Log.Level = "loud" }, `log.level: "loud" is none of trace, debug, info, warn, error`},
+		"LogFormat":         {func(c *Config) { c.Log.Format = "xml" }, `log.format: "xml" is none of auto, json, console`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := loopback()
+			tt.change(&c)
+			_, err := c.Resolve()
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %q does not contain %q", err, tt.want)
+			}
+			if strings.Contains(err.Error(), "c4n4ry") {
+				t.Errorf("error %q shows a secret", err)
+			}
+			if n := strings.Count(err.Error(), "\n"); n > 0 {
+				t.Errorf("one mistake makes %d problems:\n%v", n+1, err)
+			}
+		})
+	}
+}
+
+func TestResolveNamesEveryProblem(t *testing.T) {
+	c := loopback()
+	c.Listen = []string{"here", "there"}
+	c.Realm, c.Log.Level = "", "loud"
+	_, err := c.Resolve()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	if got := strings.Count(err.Error(), "\n") + 1; got != 4 {
+		t.Errorf("%d problems, want 4:\n%v", got, err)
+	}
+}
+
+func TestDigest(t *testing.T) {
+	digest := func(change func(*Config)) [32]byte {
+		c := loopback()
+		c.Auth.Users, c.Auth.Secrets = []string{"alice:secret"}, []string{"one"}
+		change(&c)
+		return c.digest()
+	}
+	plain := digest(func(*Config) {})
+	if digest(func(c *Config) { c.Auth.Users[0] = "alice:other"; c.Auth.Secrets[0] = "two" }) != plain {
+		t.Error("the digest depends on a secret")
+	}
+	for name, change := range map[string]func(*Config){
+		"User":  func(c *Config) { c.Auth.Users = append(c.Auth.Users, "bob:x") },
+		"Realm": func(c *Config) { c.Realm = "other" },
+		"Peers": func(c *Config) { c.Peers.Allow = []string{"10.0.0.0/8"} },
+	} {
+		if digest(change) == plain {
+			t.Errorf("%s: another configuration has the same digest", name)
+		}
+	}
+}
+
+func TestLikelyRelay(t *testing.T) {
+	addr := netip.MustParseAddr
+	own := []netip.Addr{addr("127.0.0.1"), addr("10.0.0.1"), addr("192.0.2.1"), addr("::1")}
+	for _, tt := range []struct {
+		listen []string
+		v4     bool
+		want   string
+	}{
+		{[]string{"127.0.0.1", "10.0.0.1", "192.0.2.1"}, true, "192.0.2.1"},
+		{[]string{"127.0.0.1", "10.0.0.1"}, true, "10.0.0.1"},
+		{[]string{"127.0.0.1"}, true, "127.0.0.1"},
+		{[]string{"127.0.0.1", "::1"}, false, "::1"},
+		{[]string{"203.0.113.1"}, true, ""},
+	} {
+		var listeners []relay.Listener
+		for _, l := range tt.listen {
+			listeners = append(listeners, relay.Listener{Address: netip.AddrPortFrom(addr(l), 3478)})
+		}
+		got := likelyRelay(own, listeners, tt.v4)
+		if (tt.want == "") == got.IsValid() || tt.want != "" && got.String() != tt.want {
+			t.Errorf("listening on %v, IPv4 %t: relay %v, want %s", tt.listen, tt.v4, got, tt.want)
+		}
+	}
+}
