@@ -366,3 +366,10 @@ int turnstone(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	return v < VERDICT_ABORTED ? XDP_DROP : XDP_PASS;
 }
+
+/* The boot-time clock as programs read it, in units of 2^20 ns: never attached, only run by the loader. */
+SEC("xdp")
+int boot_clock(struct xdp_md *ctx)
+{
+	return bpf_ktime_get_boot_ns() >> 20;
+}

@@ -184,6 +184,7 @@ const (
 	TurnstoneMapNextHops      = "next_hops"
 	TurnstoneMapOwners        = "owners"
 	TurnstoneMapUsage         = "usage"
+	TurnstoneProgBootClock    = "boot_clock"
 	TurnstoneProgTurnstone    = "turnstone"
 	TurnstoneVarFlowKindType  = "flow_kind_type"
 	TurnstoneVarListenerPorts = "listener_ports"
@@ -234,6 +235,7 @@ type TurnstoneSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TurnstoneProgramSpecs struct {
+	BootClock *ebpf.ProgramSpec `ebpf:"boot_clock"`
 	Turnstone *ebpf.ProgramSpec `ebpf:"turnstone"`
 }
 
@@ -332,11 +334,13 @@ type TurnstoneVariables struct {
 //
 // It can be passed to LoadTurnstoneObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TurnstonePrograms struct {
+	BootClock *ebpf.Program `ebpf:"boot_clock"`
 	Turnstone *ebpf.Program `ebpf:"turnstone"`
 }
 
 func (p *TurnstonePrograms) Close() error {
 	return _TurnstoneClose(
+		p.BootClock,
 		p.Turnstone,
 	)
 }

@@ -13,6 +13,9 @@ import (
 // Kind says what a flow carries.
 type Kind uint8
 
+// noAddress is the remote of a guard.
+var noAddress netip.AddrPort
+
 // Kinds of flows.
 const (
 	ToPeer   = Kind(bpf.TurnstoneFlowKindFLOW_TO_PEER)   // ChannelData of a client

@@ -1,0 +1,126 @@
+package kernel
+
+import (
+	"net/netip"
+	"time"
+
+	"turnstone/turn"
+)
+
+// Reasons that are about the maps; those about routes and interfaces come from there.
+const (
+	ReasonFull       Reason = "the kernel's maps are full"
+	ReasonStream     Reason = "the client's transport is a stream"
+	ReasonPermission Reason = "the peer has no permission"
+	ReasonWrite      Reason = "a map could not be written; it is tried again"
+)
+
+// want is a flow as the log and the routes want it. Its gateway and meter are
+// named, not numbered: that is the reconciler's.
+type want struct {
+	Flow
+	via     Gateway // zero where it needs none
+	metered bool
+	reason  Reason // why the program is not to have it
+}
+
+// surroundings are what desired asks of the host besides the log.
+type surroundings interface {
+	// arrival says with what VLAN tag packets to a local address reach our program, or why they do not.
+	arrival(local netip.Addr) (vlan uint16, why Reason)
+	// route says how packets from source leave to destination.
+	route(source, destination netip.Addr) (Route, Reason)
+	// isRelay says whether relayed transport addresses are made of a.
+	isRelay(a netip.Addr) bool
+	// metered says whether allocations have caps.
+	metered() bool
+}
+
+// desired is what the program should know of a, one want for each direction of each channel and a
+// guard for each relayed transport address. It depends on nothing else.
+func desired(a *turn.Allocation, s surroundings) []want {
+	out := make([]want, 0, len(a.Relayed)+2*len(a.Channels))
+	for _, r := range a.Relayed {
+		w := want{Flow: Flow{Key: Key{Local: r}, Kind: Guard, Allocation: a.ID, Deadline: a.Deadline.Uptime}}
+		w.VLAN, w.reason = s.arrival(r.Addr())
+		out = append(out, w)
+	}
+	for _, c := range a.Channels {
+		relayed, ok := a.RelayedFor(c.Peer.Addr())
+		if !ok {
+			continue
+		}
+		out = append(out, toPeer(a, c, relayed, s), toClient(a, c, relayed, s))
+	}
+	return out
+}
+
+// toPeer is the flow of a client's ChannelData. A peer that is a relayed address
+// of ours has a record of its own, which knows the way.
+func toPeer(a *turn.Allocation, c turn.Channel, relayed netip.AddrPort, s surroundings) want {
+	w := want{Flow: Flow{
+		Key:  Key{Remote: a.FiveTuple.Client, Local: a.FiveTuple.Server, Channel: c.Number},
+		Kind: ToPeer, Allocation: a.ID, Deadline: min(a.Deadline.Uptime, c.Deadline.Uptime),
+		Source: relayed, Destination: c.Peer, LocalPeer: s.isRelay(c.Peer.Addr()),
+	}, metered: s.metered()}
+	w.arrive(a, s)
+	if w.reason == "" && !w.LocalPeer {
+		w.leave(s)
+	}
+	return w
+}
+
+// toClient is the flow of what a peer sends to the relayed address. It needs a permission.
+func toClient(a *turn.Allocation, c turn.Channel, relayed netip.AddrPort, s surroundings) want {
+	w := want{Flow: Flow{
+		Key:  Key{Remote: c.Peer, Local: relayed},
+		Kind: ToClient, Allocation: a.ID, Deadline: min(a.Deadline.Uptime, c.Deadline.Uptime),
+		Source: a.FiveTuple.Server, Destination: a.FiveTuple.Client, OutChannel: c.Number,
+	}, metered: s.metered()}
+	if p := a.Permission(c.Peer.Addr()); p != nil {
+		w.Deadline = min(w.Deadline, p.Deadline.Uptime)
+	} else {
+		w.reason = ReasonPermission
+	}
+	w.arrive(a, s)
+	if w.reason == "" {
+		w.leave(s)
+	}
+	return w
+}
+
+func (w *want) arrive(a *turn.Allocation, s surroundings) {
+	if a.FiveTuple.Protocol != turn.UDP {
+		w.reason = ReasonStream
+	}
+	if w.reason == "" {
+		w.VLAN, w.reason = s.arrival(w.Local.Addr())
+	}
+}
+
+func (w *want) leave(s surroundings) {
+	r, why := s.route(w.Source.Addr(), w.Destination.Addr())
+	w.via, w.MTU, w.reason = r.Gateway, uint16(min(r.MTU, 0xffff)), why
+}
+
+// listenerGuard lives as long as some allocation on the listener may.
+func listenerGuard(listener netip.AddrPort, until time.Duration, s surroundings) want {
+	w := want{Flow: Flow{Key: Key{Local: listener}, Kind: Guard, Deadline: until}}
+	w.VLAN, w.reason = s.arrival(listener.Addr())
+	return w
+}
+
+// channelOf is the channel a flow belongs to, 0 for a guard.
+func (f *Flow) channelOf() turn.ChannelNumber {
+	if f.Kind == ToPeer {
+		return f.Channel
+	}
+	return f.OutChannel
+}
+
+// same says whether the record of f may stay for g: all but the deadline is equal.
+func (f *Flow) same(g *Flow) bool {
+	a, b := *f, *g
+	a.Deadline, b.Deadline = 0, 0
+	return a == b
+}
