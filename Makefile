@@ -10,8 +10,11 @@ BIN := bin/turnstone
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# The version is the commit. It is stamped where git tells it, whatever GOFLAGS of this machine say.
+STAMP = $(shell git rev-parse HEAD >/dev/null 2>&1 && echo true || echo false)
+
 build: ## Build bin/turnstone
-	$(GO) build -o $(BIN) ./cmd/turnstone
+	$(GO) build -buildvcs=$(STAMP) -o $(BIN) ./cmd/turnstone
 
 run: build ## Build and start a relay with no configuration
 	./$(BIN) serve
