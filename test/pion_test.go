@@ -99,10 +99,21 @@ func (bothFamilies) ResolveUDPAddr(_, address string) (*net.UDPAddr, error) {
 func pionAllocate(t *testing.T, s *space, at, server string) (pionClient, net.PacketConn) {
 	t.Helper()
 	conn := s.listen(addr(at))
-	config := &turn.ClientConfig{
+	c, relayed := pionOn(t, conn, server, username, password, realm)
+	return pionClient{c, conn}, relayed
+}
+
+// pionAs makes an allocation as somebody, from 127.0.0.1.
+func pionAs(t *testing.T, s *space, server, username, password, realm string) (*turn.Client, net.PacketConn) {
+	t.Helper()
+	return pionOn(t, s.listen(addr("127.0.0.1:0")), server, username, password, realm)
+}
+
+func pionOn(t *testing.T, conn net.PacketConn, server, username, password, realm string) (*turn.Client, net.PacketConn) {
+	t.Helper()
+	c, err := turn.NewClient(&turn.ClientConfig{
 		TURNServerAddr: server, Username: username, Password: password, Realm: realm, Conn: conn, Net: bothFamilies{new(stdnet.Net)},
-	}
-	c, err := turn.NewClient(config)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +125,7 @@ func pionAllocate(t *testing.T, s *space, at, server string) (pionClient, net.Pa
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pionClient{c, conn}, relayed
+	return c, relayed
 }
 
 // echo sends payload from the relayed address to the peer and back.
