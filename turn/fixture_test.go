@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"reflect"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -135,9 +134,17 @@ func (c *caller) signed(g *Gate, m Moment, method stun.Method, tx TransactionID,
 	return plain(method, tx, append(append(all, c.key()), tail...)...)
 }
 
+// tb is what tests, benchmarks and laws have in common.
+type tb interface {
+	Helper()
+	Errorf(string, ...any)
+	Fatal(...any)
+	Fatalf(string, ...any)
+}
+
 // core drives gate, rules and state as the server does.
 type core struct {
-	testing.TB
+	tb
 	gate    *Gate
 	rules   Rules
 	state   *State
@@ -148,8 +155,8 @@ type core struct {
 	lazy    bool                    // expiry is left undone, as in a server that has much of it to do
 }
 
-func newCore(t testing.TB) *core {
-	c := &core{TB: t, gate: NewGate(testGateConfig()), rules: testRules(), state: NewState(), now: at(0)}
+func newCore(t tb) *core {
+	c := &core{tb: t, gate: NewGate(testGateConfig()), rules: testRules(), state: NewState(), now: at(0)}
 	c.record(EpochBegan{Log: LogID{9}, Epoch: 1})
 	return c
 }
@@ -284,7 +291,7 @@ type answerSeen struct {
 	events   []Event
 }
 
-func see(t testing.TB, raw []byte) *answerSeen {
+func see(t tb, raw []byte) *answerSeen {
 	t.Helper()
 	s := &answerSeen{message: &stun.Message{Raw: raw}, lifetime: -1}
 	if err := s.message.Decode(); err != nil {
@@ -368,7 +375,7 @@ func describeAll(events []Event) []string {
 }
 
 // fold is the state that records lead to.
-func fold(t testing.TB, records []Record) *State {
+func fold(t tb, records []Record) *State {
 	t.Helper()
 	s := NewState()
 	for _, r := range records {

@@ -1,0 +1,497 @@
+package turn
+
+import (
+	"fmt"
+	"maps"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pion/stun/v3"
+	"pgregory.net/rapid"
+)
+
+// TestLaws holds what must be true of a State after any requests, times, reboots and reloads.
+func TestLaws(t *testing.T) { rapid.Check(t, laws) }
+
+func FuzzLaws(f *testing.F) {
+	f.Add([]byte("seed"))
+	f.Fuzz(rapid.MakeFuzz(laws))
+}
+
+func laws(t *rapid.T) {
+	w := &world{core: newCore(t), t: t, callers: worldCallers()}
+	w.lazy = rapid.Bool().Draw(t, "lazy")
+	w.rules.MaxPerOwner, w.rules.MaxAllocations = 3, 6
+	w.rules.FirstPort, w.rules.LastPort = 50_000, 50_007
+	w.rules.MaxPermissions, w.rules.MaxChannels = 4, 3
+	actions := []func(){
+		w.allocate, w.allocate, w.refresh, w.permit, w.permit, w.bind, w.bind, w.retransmit,
+		w.pass, w.pass, w.restart, w.reconfigure, w.closeOne, w.use, w.twin,
+	}
+	for range rapid.IntRange(1, 60).Draw(t, "steps") {
+		actions[rapid.IntRange(0, len(actions)-1).Draw(t, "action")]()
+		w.check()
+	}
+	w.sameAs("the fold of the records", fold(t, w.records))
+}
+
+// world is a core in random hands.
+type world struct {
+	*core
+	t       *rapid.T
+	callers []*caller
+	last    []byte // the frame sent last, and who sent it
+	by      *caller
+	twins   []*State // made from images on the way, and fed the same records since
+	fed     int      // records the twins have had
+}
+
+func worldCallers() []*caller {
+	v6 := newCaller("alice", "wonderland", "[2001:db8:5::1]:5000")
+	v6.Server = addrPort("[2001:db8::1]:3478")
+	return []*caller{
+		alice(), bob(), v6, newCaller("bob", "builder", alice().Client.String()),
+		newCaller("alice", "wonderland", "198.51.100.1:5001"),
+		timeLimitedCaller("carol", "north", at(2*time.Hour), "198.51.100.3:5000"),
+		timeLimitedCaller("carol", "south", at(9*time.Hour), "198.51.100.3:5001"),
+	}
+}
+
+func (w *world) pick(n int, what string) int { return rapid.IntRange(0, n-1).Draw(w.t, what) }
+
+func (w *world) request(method stun.Method, attributes ...stun.Setter) {
+	w.by = w.callers[w.pick(len(w.callers), "caller")]
+	w.lastTx++
+	w.last = w.by.signed(w.gate, w.now, method, txid(w.lastTx), attributes)
+	w.send(w.by, w.last)
+}
+
+func (w *world) lifetime() stun.Setter {
+	return lifetime(rapid.SampledFrom([]uint32{0, 0, 1, 600, 601, 1800, 3600, 1 << 31}).Draw(w.t, "lifetime"))
+}
+
+func (w *world) peer() stun.Setter {
+	return peer(rapid.SampledFrom([]string{
+		peerA, peerA2, peerB, "203.0.113.7:1", "203.0.113.8:1", "203.0.113.9:1", peerV6, "[2001:db8:77::6]:1",
+		"10.0.0.1:1", "192.0.2.1:50000", "192.0.2.1:50001", "[2001:db8::1]:50000",
+	}).Draw(w.t, "peer"))
+}
+
+func (w *world) allocate() {
+	attributes := []stun.Setter{transport(17), w.lifetime()}
+	if rapid.Bool().Draw(w.t, "v6") {
+		attributes = append(attributes, family(2))
+	}
+	if rapid.Bool().Draw(w.t, "even") {
+		attributes = append(attributes, evenPort(0))
+	}
+	w.request(stun.MethodAllocate, attributes...)
+}
+
+func (w *world) refresh() { w.request(stun.MethodRefresh, w.lifetime()) }
+
+func (w *world) permit() {
+	var attributes []stun.Setter
+	for range w.pick(4, "peers") {
+		attributes = append(attributes, w.peer())
+	}
+	w.request(stun.MethodCreatePermission, attributes...)
+}
+
+func (w *world) bind() {
+	w.request(stun.MethodChannelBind, channel(0x4000+uint16(w.pick(4, "channel"))), w.peer())
+}
+
+// retransmit sends the last frame again. Within 40 s a success is repeated, and nothing else happens.
+func (w *world) retransmit() {
+	if w.last == nil {
+		return
+	}
+	if again := w.send(w.by, w.last); again != nil && again.code == 0 {
+		third := w.send(w.by, w.last)
+		if len(third.events) > 0 || string(third.message.Raw) != string(again.message.Raw) {
+			w.Errorf("a retransmission got %v and made %v", third.message, describeAll(third.events))
+		}
+	}
+}
+
+func (w *world) pass() {
+	w.wait(time.Duration(rapid.SampledFrom([]int{0, 1, 39, 40, 299, 300, 301, 599, 600, 601, 3000}).Draw(w.t, "seconds")) * time.Second)
+	if !w.lazy {
+		w.nothingOverdue()
+	}
+}
+
+func (w *world) restart() {
+	down := time.Duration(w.pick(400, "down")) * time.Second
+	skew := rapid.SampledFrom([]time.Duration{0, 0, -time.Hour, time.Hour}).Draw(w.t, "skew")
+	before := w.state.Image()
+	last := w.now
+	w.reboot(down, skew)
+	for _, old := range before.Allocations {
+		now := w.state.Allocation(old.ID)
+		if got, most := now.Deadline.Uptime-w.now.Uptime, old.Deadline.Uptime-before.Moment.Uptime; got > most {
+			w.Errorf("allocation %d has %v left after a reboot, and had %v at the last record, at %v", old.ID, got, most, last)
+		}
+	}
+	w.expire()
+	w.nothingOverdue()
+}
+
+func (w *world) reconfigure() {
+	config := testGateConfig()
+	if rapid.Bool().Draw(w.t, "without alice") {
+		config.Users = config.Users[1:]
+	}
+	if rapid.Bool().Draw(w.t, "without secrets") {
+		config.Secrets = nil
+	}
+	w.gate = NewGate(config)
+	w.rules.Policy = Policy{}
+	if rapid.Bool().Draw(w.t, "deny") {
+		w.rules.Policy.Deny = prefixes("203.0.113.4/30", "2001:db8:77::/64")
+	}
+	if rapid.Bool().Draw(w.t, "allow") {
+		w.rules.Policy.Allow = prefixes("10.0.0.0/8", "192.0.2.1/32")
+	}
+	w.rules.Storage = Room(w.pick(3, "room"))
+	w.rules.Draining = rapid.Bool().Draw(w.t, "drain")
+	w.rules.MaxPermissions = 1 + w.pick(4, "permissions")
+	w.reload()
+	for a := range w.state.Allocations() {
+		if !w.gate.Knows(a.Username, a.Created) {
+			w.Errorf("allocation %d of %q lives on", a.ID, a.Username)
+		}
+		for _, p := range a.Permissions {
+			if !w.rules.permits(p.Peer) {
+				w.Errorf("allocation %d may still reach %v", a.ID, p.Peer)
+			}
+		}
+		for _, c := range a.Channels {
+			if !w.rules.permits(c.Peer.Addr()) {
+				w.Errorf("allocation %d has still channel %v to %v", a.ID, c.Number, c.Peer)
+			}
+		}
+	}
+	if again := w.reload(); len(again) > 0 {
+		w.Errorf("a second reload made %v", describeAll(again))
+	}
+}
+
+func (w *world) closeOne() {
+	w.record(Close(w.state, AllocationID(w.pick(int(w.state.last)+1, "id")), ReasonOperator)...)
+}
+
+func (w *world) use() {
+	e := UsageRecorded{Allocation: AllocationID(w.pick(int(w.state.last)+1, "id")), Path: Path(1 + w.pick(2, "path"))}
+	if rapid.Bool().Draw(w.t, "channel") {
+		e.Channel, e.Peer = 0x4000, addrPort(peerA)
+	}
+	e.ToPeer = Count{Packets: uint64(w.pick(9, "packets")), Bytes: uint64(w.pick(9, "bytes"))}
+	w.record(e)
+}
+
+// twin makes another state of the image of this one.
+func (w *world) twin() {
+	w.feed()
+	s, err := FromImage(cloneImage(w.state.Image()))
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.sameAs("the state made from the image", s)
+	if len(w.twins) < 3 {
+		w.twins = append(w.twins, s)
+	}
+}
+
+// feed gives the twins the records they have not had.
+func (w *world) feed() {
+	for _, r := range w.records[w.fed:] {
+		for _, s := range w.twins {
+			if err := s.Fold(r); err != nil {
+				w.Fatalf("a state made from an image refuses record %d: %v", r.First, err)
+			}
+		}
+	}
+	w.fed = len(w.records)
+}
+
+func (w *world) sameAs(what string, s *State) {
+	w.Helper()
+	if diff := cmp.Diff(w.state.Image(), s.Image(), byAddress...); diff != "" {
+		w.Errorf("%s is another (-state +other):\n%s", what, diff)
+	}
+}
+
+func (w *world) check() {
+	w.feed()
+	checkState(w.t, w.state, w.rules.MaxLifetime)
+	for _, s := range w.twins {
+		w.sameAs("a state made from an image and fed since", s)
+		checkState(w.t, s, w.rules.MaxLifetime)
+	}
+}
+
+func (w *world) nothingOverdue() {
+	for a := range w.state.Allocations() {
+		if left := a.overdue(w.now); len(left) > 0 {
+			w.Errorf("not expired at %v: %v", w.now, describeAll(left))
+		}
+	}
+}
+
+func cloneImage(im Image) Image {
+	im.Allocations, im.Answers = slices.Clone(im.Allocations), slices.Clone(im.Answers)
+	for i := range im.Allocations {
+		a := &im.Allocations[i]
+		a.Relayed, a.Permissions = slices.Clone(a.Relayed), slices.Clone(a.Permissions)
+		a.Channels, a.Usage = slices.Clone(a.Channels), slices.Clone(a.Usage)
+	}
+	return im
+}
+
+// checkState holds the invariants of a state.
+func checkState(t tb, s *State, maxLifetime time.Duration) {
+	t.Helper()
+	owners := map[string]int{}
+	relayed := 0
+	first, some := time.Duration(0), false
+	for a := range s.Allocations() {
+		owners[Owner(a.Username)]++
+		relayed += len(a.Relayed)
+		if a.ID == 0 || a.ID > s.last || s.byFiveTuple[a.FiveTuple] != a {
+			t.Errorf("allocation %d is not in its place, the last is %d", a.ID, s.last)
+		}
+		for _, r := range a.Relayed {
+			if s.byRelayed[r] != a || !s.ports[r.Addr()].has(r.Port()) {
+				t.Errorf("allocation %d is not found by %v", a.ID, r)
+			}
+		}
+		checkAllocation(t, s.moment, a, maxLifetime)
+		if end := a.earliest(); !some || end < first {
+			first, some = end, true
+		}
+	}
+	if len(s.byFiveTuple) != len(s.allocations) || len(s.byRelayed) != relayed {
+		t.Errorf("got %d five-tuples and %d relayed addresses for %d and %d", len(s.byFiveTuple), len(s.byRelayed), len(s.allocations), relayed)
+	}
+	if !maps.Equal(owners, s.byOwner) {
+		t.Errorf("got owners %v, want %v", s.byOwner, owners)
+	}
+	ports := 0
+	for _, p := range s.ports {
+		for _, word := range p {
+			ports += bits.OnesCount64(word)
+		}
+	}
+	if ports != relayed {
+		t.Errorf("got %d ports in use for %d relayed addresses", ports, relayed)
+	}
+	checkAnswers(t, s)
+	if next, ok := s.NextDeadline(); next != first || ok != some {
+		t.Errorf("got next deadline %v, %t, want %v, %t", next, ok, first, some)
+	}
+	checkEnds(t, s)
+}
+
+func checkAllocation(t tb, now Moment, a *Allocation, maxLifetime time.Duration) {
+	t.Helper()
+	within := func(what any, d Deadline, most time.Duration) {
+		if left := d.Uptime - now.Uptime; left > most {
+			t.Errorf("allocation %d: %v has %v left, at most %v are granted", a.ID, what, left, most)
+		}
+	}
+	within("it", a.Deadline, maxLifetime)
+	bound := map[netip.AddrPort]bool{}
+	for i, c := range a.Channels {
+		if i > 0 && a.Channels[i-1].Number >= c.Number {
+			t.Errorf("allocation %d: channels are out of order: %v", a.ID, a.Channels)
+		}
+		if bound[c.Peer] {
+			t.Errorf("allocation %d: two channels to %v", a.ID, c.Peer)
+		}
+		bound[c.Peer] = true
+		if a.Channel(c.Number) != &a.Channels[i] || a.ChannelTo(c.Peer) != &a.Channels[i] {
+			t.Errorf("allocation %d: channel %v is not found", a.ID, c.Number)
+		}
+		if _, ok := a.RelayedFor(c.Peer.Addr()); !ok {
+			t.Errorf("allocation %d: channel to %v of another family", a.ID, c.Peer)
+		}
+		within(c.Number, c.Deadline, ChannelLifetime)
+	}
+	for i, p := range a.Permissions {
+		if i > 0 && a.Permissions[i-1].Peer.Compare(p.Peer) >= 0 {
+			t.Errorf("allocation %d: permissions are out of order: %v", a.ID, a.Permissions)
+		}
+		if a.Permission(p.Peer) != &a.Permissions[i] {
+			t.Errorf("allocation %d: permission for %v is not found", a.ID, p.Peer)
+		}
+		within(p.Peer, p.Deadline, PermissionLifetime)
+	}
+	if !slices.IsSortedFunc(a.Usage, compareUsage) {
+		t.Errorf("allocation %d: usage is out of order: %v", a.ID, a.Usage)
+	}
+}
+
+func checkAnswers(t tb, s *State) {
+	t.Helper()
+	if len(s.answers.of) != len(s.answers.live()) {
+		t.Errorf("got %d answers, %d in the queue", len(s.answers.of), len(s.answers.live()))
+	}
+	for _, tx := range s.answers.live() {
+		a, ok := s.answers.of[tx]
+		if left := a.until.Uptime - s.moment.Uptime; !ok || left > AnswerLifetime {
+			t.Errorf("answer %v is remembered for %v", tx.tx, left)
+		}
+	}
+}
+
+func checkEnds(t tb, s *State) {
+	t.Helper()
+	if !s.ends.built {
+		return
+	}
+	if len(s.ends.heap) != len(s.allocations) {
+		t.Errorf("got %d ends for %d allocations", len(s.ends.heap), len(s.allocations))
+	}
+	for i, a := range s.ends.heap {
+		end := a.earliest()
+		if a.index != i || a.end > end || (a.end != end && !a.stale) {
+			t.Errorf("allocation %d stands at %d with %v (stale: %t), is at %d and ends at %v", a.ID, a.index, a.end, a.stale, i, end)
+		}
+		if i > 0 && s.ends.heap.Less(i, (i-1)/2) {
+			t.Errorf("allocation %d stands below a later one", a.ID)
+		}
+	}
+}
+
+// TestFoldRefuses has records and events that do not follow the state.
+func TestFoldRefuses(t *testing.T) {
+	made := AllocationCreated{
+		Allocation: 1, FiveTuple: alice().FiveTuple, Relayed: []netip.AddrPort{addrPort("192.0.2.1:50000")},
+		Transport: 17, Username: "alice", Realm: testRealm, Lifetime: 600,
+	}
+	other := func(change func(*AllocationCreated)) AllocationCreated {
+		e := made
+		e.Allocation, e.FiveTuple, e.Relayed = 2, bob().FiveTuple, []netip.AddrPort{addrPort("192.0.2.1:50001")}
+		change(&e)
+		return e
+	}
+	bound := ChannelBound{Allocation: 1, Channel: 0x4000, Peer: addrPort(peerA)}
+	for _, tt := range []struct {
+		name string
+		e    Event
+		ok   bool
+	}{
+		{"Another", other(func(*AllocationCreated) {}), true},
+		{"SkippedID", other(func(e *AllocationCreated) { e.Allocation = 9 }), true},
+		{"SameID", other(func(e *AllocationCreated) { e.Allocation = 1 }), false},
+		{"SameFiveTuple", other(func(e *AllocationCreated) { e.FiveTuple = alice().FiveTuple }), false},
+		{"SameRelayed", other(func(e *AllocationCreated) { e.Relayed = made.Relayed }), false},
+		{"NoRelayed", other(func(e *AllocationCreated) { e.Relayed = nil }), false},
+		{"RelayedTwice", other(func(e *AllocationCreated) { e.Relayed = append(e.Relayed, e.Relayed...) }), false},
+		{"RefreshOfNone", AllocationRefreshed{Allocation: 2, Lifetime: 9}, false},
+		{"EndOfNone", AllocationExpired{Allocation: 2}, false},
+		{"DeleteOfNone", AllocationDeleted{Allocation: 2}, false},
+		{"PermissionOfNone", PermissionInstalled{Allocation: 2, Peer: addr("203.0.113.5")}, false},
+		{"ExpiryOfNoPermission", PermissionExpired{Allocation: 1, Peer: addr("203.0.113.9")}, false},
+		{"ExpiryOfNoChannel", ChannelExpired{Allocation: 1, Channel: 0x4009}, false},
+		{"SameChannel", bound, true},
+		{"ChannelOfAnotherPeer", ChannelBound{Allocation: 1, Channel: 0x4000, Peer: addrPort(peerB)}, false},
+		{"PeerOfAnotherChannel", ChannelBound{Allocation: 1, Channel: 0x4001, Peer: addrPort(peerA)}, false},
+		{"UsageOfNone", UsageRecorded{Allocation: 2}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := fold(t, []Record{{First: 1, Moment: at(0), Events: []Event{made, bound}}})
+			err := s.Fold(Record{First: 3, Moment: at(1), Events: []Event{tt.e}})
+			if got := err == nil; got != tt.ok {
+				t.Errorf("got %v, want accepted: %t", err, tt.ok)
+			}
+		})
+	}
+	s := NewState()
+	for _, first := range []Seq{0, 2} {
+		if s.Fold(Record{First: first, Moment: at(0), Events: []Event{made}}) == nil {
+			t.Errorf("a record that begins at %d is accepted as the first", first)
+		}
+	}
+}
+
+func TestFromImageRefuses(t *testing.T) {
+	c := newCore(t)
+	c.allocated(alice())
+	c.allocated(bob())
+	for name, spoil := range map[string]func(*Image){
+		"ID":          func(im *Image) { im.Allocations[1].ID = 1 },
+		"LastID":      func(im *Image) { im.LastAllocation = 1 },
+		"FiveTuple":   func(im *Image) { im.Allocations[1].FiveTuple = im.Allocations[0].FiveTuple },
+		"Relayed":     func(im *Image) { im.Allocations[1].Relayed = im.Allocations[0].Relayed },
+		"AnswerTwice": func(im *Image) { im.Answers[1] = im.Answers[0] },
+		"AnswerRelayed": func(im *Image) {
+			im.Answers[0].Relayed = make([]netip.AddrPort, 3)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			im := cloneImage(c.state.Image())
+			spoil(&im)
+			if _, err := FromImage(im); err == nil {
+				t.Error("got no error")
+			}
+		})
+	}
+}
+
+// TestExpireInTurn has the earliest end first, and no more than asked for at once.
+func TestExpireInTurn(t *testing.T) {
+	c := newCore(t)
+	c.lazy = true
+	for i := range 5 {
+		c.allocated(newCaller("alice", "wonderland", fmt.Sprintf("198.51.100.1:%d", 5000+i)))
+		c.wait(time.Second)
+	}
+	c.mustDo(0, newCaller("alice", "wonderland", "198.51.100.1:5002"), stun.MethodChannelBind, channel(0x4000), peer(peerA))
+	c.wait(time.Hour)
+	want := []string{
+		"PermissionExpired", "AllocationExpired allocation=1", "AllocationExpired allocation=2",
+		"AllocationExpired allocation=3", "AllocationExpired allocation=4", "AllocationExpired allocation=5",
+	}
+	if got := describeAll(Expire(c.state, c.now, 100)); !slices.Equal(got, []string{want[3], want[1], want[2], want[4], want[5]}) {
+		t.Errorf("got %v, want the allocation whose permission ended first before the others", got)
+	}
+	if got := Expire(c.state, c.now, 2); len(got) != 2 {
+		t.Errorf("got %d events, want 2", len(got))
+	}
+	if got := Expire(c.state, at(0), 100); len(got) != 0 {
+		t.Errorf("got %v at the beginning", describeAll(got))
+	}
+}
+
+func TestRebase(t *testing.T) {
+	last := Moment{Boot: BootID{1}, Uptime: time.Hour, Wall: 1000 * int64(time.Second)}
+	granted := last.After(10 * time.Minute)
+	for _, tt := range []struct {
+		name string
+		wall int64 // seconds after last
+		want time.Duration
+	}{
+		{"AtOnce", 0, 10 * time.Minute},
+		{"After4Minutes", 240, 6 * time.Minute},
+		{"AfterItsEnd", 700, -100 * time.Second},
+		{"ClockWentBack", -3600, 10 * time.Minute},
+	} {
+		next := Moment{Boot: BootID{2}, Uptime: 7 * time.Second, Wall: last.Wall + tt.wall*int64(time.Second)}
+		got := granted.Rebase(last, next)
+		if want := next.After(tt.want); got != want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, want)
+		}
+	}
+	stepped := Deadline{Uptime: granted.Uptime, Wall: granted.Wall + int64(time.Hour)} // the clock was an hour ahead when it was granted
+	next := Moment{Boot: BootID{2}, Wall: last.Wall + 60*int64(time.Second)}
+	if got, want := stepped.Rebase(last, next), next.After(10*time.Minute); got != want {
+		t.Errorf("got %v, want no more than what remained at the last record, %v", got, want)
+	}
+}
