@@ -16,7 +16,7 @@ import (
 // recorded, from the one after sealed on, and takes snapshots of them. What it has to say goes to
 // record, which sends it through the one writer. What fails is tried again at the next look, since
 // the writer learns of a failed disk by itself; damage ends it with a *CorruptError.
-func (l *Log) Background(ctx context.Context, sealed uint64, record func(context.Context, turn.Event) error) error {
+func (l *Log) Background(ctx context.Context, sealed uint64, record func(context.Context, ...turn.Event) error) error {
 	tick := time.NewTicker(l.options.CheckEvery)
 	defer tick.Stop()
 	t := tender{log: l, sealed: sealed, news: true, record: record}
@@ -39,7 +39,7 @@ type tender struct {
 	sealed uint64             // recorded so far
 	news   bool               // there may be something to take a snapshot of
 	taken  turn.SnapshotTaken // to be recorded; At is 0 for none
-	record func(context.Context, turn.Event) error
+	record func(context.Context, ...turn.Event) error
 }
 
 func (t *tender) look(ctx context.Context) error {

@@ -24,9 +24,10 @@ type Log interface {
 
 // Datapath is a relay outside this process that carries what the log grants.
 // Withdraw returns when nothing is relayed any more that the events up to
-// a sequence revoked.
+// a sequence revoked, Settle when nothing of it is in use by a packet on its way either.
 type Datapath interface {
 	Withdraw(ctx context.Context, up turn.Seq) error
+	Settle(ctx context.Context, up turn.Seq) error
 }
 
 // Settings are what a reload replaces.

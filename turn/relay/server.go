@@ -349,10 +349,10 @@ func (s *Server) indicationID() (t turn.TransactionID) {
 	return t
 }
 
-// Record has an event of another part of the daemon recorded. It returns when that is durable.
-func (s *Server) Record(ctx context.Context, e turn.Event) error {
+// Record has events of another part of the daemon recorded, in one record. It returns when that is durable.
+func (s *Server) Record(ctx context.Context, events ...turn.Event) error {
 	return s.do(ctx, func(w *writer) error {
-		w.apply(e)
+		w.apply(events...)
 		return nil
 	})
 }

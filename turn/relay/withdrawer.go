@@ -94,6 +94,8 @@ func (w *withdrawer) lift(list []transaction) {
 // replies are lost, its ports are quarantined until the kernel confirms.
 func (s *Server) withdrawAll(ctx context.Context) (quarantined []socket) {
 	var waiting []withdrawal
+	var settling sync.WaitGroup
+	defer settling.Wait()
 	for {
 		more, ends := s.withdrawer.take()
 		waiting = append(waiting, more...)
@@ -107,10 +109,12 @@ func (s *Server) withdrawAll(ctx context.Context) (quarantined []socket) {
 		up := waiting[len(waiting)-1].up
 		err := s.config.Datapath.Withdraw(ctx, up)
 		if err == nil {
+			var sockets []socket
 			for _, d := range waiting {
-				closeSockets(d.sockets)
 				s.release(d.batch)
+				sockets = append(sockets, d.sockets...)
 			}
+			settling.Go(func() { s.settle(ctx, up, sockets) })
 			waiting = nil
 			continue
 		}
@@ -128,6 +132,19 @@ func (s *Server) withdrawAll(ctx context.Context) (quarantined []socket) {
 			return quarantined
 		}
 	}
+}
+
+// settle closes the sockets of what was revoked up to a sequence once the kernel has nothing of it
+// in hand any more: before that nobody else may get their ports.
+func (s *Server) settle(ctx context.Context, up turn.Seq, sockets []socket) {
+	for len(sockets) > 0 {
+		err := s.config.Datapath.Settle(ctx, up)
+		if err == nil || !pauseFor(ctx, withdrawRetry) {
+			break
+		}
+		s.log.Error().Err(err).Uint64("seq", uint64(up)).Msg("the kernel does not let go of what was revoked: its ports stay closed to others")
+	}
+	closeSockets(sockets)
 }
 
 // pauseFor waits, and says whether ctx is still going on.

@@ -1,0 +1,48 @@
+package store
+
+import (
+	"crypto/sha256"
+	"errors"
+
+	"turnstone/migrations"
+	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
+)
+
+// Head is the last sequence that is durable and the hash of the record that ends there. It waits for
+// an append that is under way.
+func (l *Log) Head() (turn.Seq, [sha256.Size]byte) {
+	l.write.Lock()
+	defer l.write.Unlock()
+	return l.chain.next() - 1, l.chain.last
+}
+
+// ChainAt is the hash of the record that ends at seq, false where no record does, or it is in the log no more.
+func (l *Log) ChainAt(seq turn.Seq) (hash [sha256.Size]byte, ok bool, err error) {
+	if last, chain := l.Head(); seq == last {
+		return chain, true, nil
+	}
+	err = l.view(func(tx *bbolt.Tx) error {
+		segments := tx.Bucket(migrations.Segments)
+		p := position{seq: seq + 1}
+		err := p.find(segments)
+		if errors.Is(err, ErrRetired) || (err == nil && p.segment == nil) {
+			return nil
+		}
+		if err != nil {
+			return inFile(l.name(), err)
+		}
+		raw := segments.Bucket(p.segment).Get(key(uint64(seq + 1)))
+		if raw == nil {
+			return nil
+		}
+		next, err := parseEnvelope(raw)
+		if err != nil {
+			return inFile(l.name(), err)
+		}
+		hash, ok = next.chain, true
+		return nil
+	})
+	return hash, ok, err
+}
