@@ -116,9 +116,6 @@ func (g *rig) client(user string) *client {
 	return &client{endpointUDP: listenUDP(g.t, netip.AddrPortFrom(serverIP, 0), false), server: g.addr, user: user, password: "secret"}
 }
 
-// resume is c at a server that was started again.
-func (c *client) resume(g *rig) { c.server = g.addr }
-
 // message builds a request that is authenticated once a nonce is known.
 func (c *client) message(method stun.Method, attributes ...stun.Setter) *stun.Message {
 	c.t.Helper()

@@ -56,9 +56,13 @@ func (g *grants) channelTo(peer netip.AddrPort) *binding { return find(g.byPeer,
 
 func (g *grants) permission(peer netip.Addr) *permission { return find(g.permissions, peer, byAddr) }
 
-// with is list and item, at its place.
+// with is list and item, at its place. At the end it may share list's memory: nobody but
+// the newest grants is ever added to, so what others see stays.
 func with[T, K any](list []*T, item *T, key K, compare func(*T, K) int) []*T {
 	i, _ := slices.BinarySearchFunc(list, key, compare)
+	if i == len(list) {
+		return append(list, item)
+	}
 	out := make([]*T, 0, len(list)+1)
 	return append(append(append(out, list[:i]...), item), list[i:]...)
 }
@@ -76,7 +80,7 @@ func without[T any](list []*T, item *T) []*T {
 
 // withBinding is g and b, in place of what had b's number or peer.
 func (g *grants) withBinding(b *binding) *grants {
-	for _, old := range []*binding{g.channel(b.number), g.channelTo(b.peer)} {
+	for _, old := range [...]*binding{g.channel(b.number), g.channelTo(b.peer)} {
 		if old != nil {
 			g = g.withoutBinding(old)
 		}

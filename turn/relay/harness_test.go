@@ -144,8 +144,9 @@ func (g *rig) again(adjust func(*Config)) *rig {
 		g.t.Fatalf("stop: %v", err)
 	}
 	return serveTest(g.t, func(c *Config) {
+		logger := c.Logger
 		*c = g.config
-		c.State = nil
+		c.State, c.Logger = nil, logger
 		if adjust != nil {
 			adjust(c)
 		}

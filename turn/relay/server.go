@@ -102,6 +102,9 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
+// Carry has another relay carry what the log grants. It is called before Run, if at all.
+func (s *Server) Carry(d Datapath) { s.config.Datapath = d }
+
 // use puts settings in force for the data path and the gate.
 func (s *Server) use(t Settings) {
 	s.gate.Store(t.Gate)
