@@ -7,6 +7,9 @@ import (
 	"turnstone/turn"
 )
 
+// Reason says for people why the kernel does not carry something, empty where it does.
+type Reason string
+
 // Reasons that are about the maps; those about routes and interfaces come from there.
 const (
 	ReasonFull       Reason = "the kernel's maps are full"

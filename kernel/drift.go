@@ -62,6 +62,7 @@ func (r *reconciler) recorded(k Key, at ref) (*held, bool) {
 
 // loadSlots finds the free slots. One that has a record but no key is retired.
 func (r *reconciler) loadSlots(used []bool) {
+	r.t.revoke(0) // nobody's
 	for s := len(used) - 1; s > 0; s-- {
 		raw := &r.t.flows[s]
 		r.slots.generation = max(r.slots.generation, raw.Generation)

@@ -26,19 +26,19 @@ func (c caps) cost() (cost, limit uint64) {
 // meters give allocations their pairs of meters.
 type meters struct {
 	t    *tables
-	of   map[turn.AllocationID]*pair
+	of   map[turn.AllocationID]*meterPair
 	by   map[uint32]turn.AllocationID
 	last uint32
 }
 
-// pair are the meters 2n and 2n+1, by direction, and the flows that have one of them.
-type pair struct {
+// meterPair are the meters 2n and 2n+1, by direction, and the flows that have one of them.
+type meterPair struct {
 	n     uint32
 	flows int
 }
 
 func newMeters(t *tables) *meters {
-	return &meters{t: t, of: map[turn.AllocationID]*pair{}, by: map[uint32]turn.AllocationID{}}
+	return &meters{t: t, of: map[turn.AllocationID]*meterPair{}, by: map[uint32]turn.AllocationID{}}
 }
 
 // take counts a flow of id for a meter in a direction and yields its number. It fails where there are none left.
@@ -49,7 +49,7 @@ func (m *meters) take(id turn.AllocationID, direction int, c caps) (uint32, bool
 		if n == 0 {
 			return 0, false
 		}
-		p = &pair{n: n}
+		p = &meterPair{n: n}
 		m.of[id], m.by[n] = p, id
 		m.set(n, c)
 	}
@@ -65,7 +65,7 @@ func (m *meters) adopt(id turn.AllocationID, number uint32, c caps) bool {
 		if _, taken := m.by[n]; taken || int(number) >= len(m.t.meters) {
 			return false
 		}
-		p = &pair{n: n}
+		p = &meterPair{n: n}
 		m.of[id], m.by[n] = p, id
 		m.set(n, c)
 	}

@@ -1,0 +1,79 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"unsafe"
+
+	"turnstone/bpf"
+	"turnstone/turn"
+
+	"github.com/cilium/ebpf"
+)
+
+// drainLayout takes over the counters of the maps pinned in dir, which have another layout and which no program
+// uses any more, for the bindings that r has. The owners of its slots say whose they are.
+func drainLayout(dir string, r *reconciler) (err error) {
+	var opened []*ebpf.Map
+	defer func() {
+		for _, m := range opened {
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	open := func(name string) *ebpf.Map {
+		m, e := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+		if e != nil {
+			err = errors.Join(err, e)
+			return nil
+		}
+		opened = append(opened, m)
+		return m
+	}
+	owners, counts, flows := open(bpf.TurnstoneMapOwners), open(bpf.TurnstoneMapUsage), open(bpf.TurnstoneMapFlows)
+	if err != nil {
+		return err
+	}
+	if owners.ValueSize() != uint32(unsafe.Sizeof(bpf.TurnstoneOwner{})) || flows.ValueSize() != uint32(unsafe.Sizeof(bpf.TurnstoneFlow{})) ||
+		counts.ValueSize() != uint32(unsafe.Sizeof(bpf.TurnstoneCounter{})) {
+		return fmt.Errorf("%s: records of another shape", dir)
+	}
+	t := &tables{usage: &kernelUsage{counts}}
+	defer func() { err = errors.Join(err, t.close()) }()
+	if err := errors.Join(share(t, &t.owners, owners), share(t, &t.flows, flows)); err != nil {
+		return err
+	}
+	for s := 1; s < len(t.flows); s++ {
+		if t.flows[s].Kind == 0 || t.flows[s].Kind == uint8(Guard) {
+			continue
+		}
+		if e := r.drainSlot(t, uint32(s)); e != nil {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// drainSlot adds what a slot of another layout has counted to the past of its binding.
+func (r *reconciler) drainSlot(old *tables, slot uint32) error {
+	f := flowOf(&old.flows[slot])
+	o := &old.owners[slot]
+	id := turn.AllocationID(o.Allocation)
+	if r.state.Allocation(id) == nil {
+		return nil
+	}
+	c, err := old.usage.read(slot)
+	if err != nil {
+		return err
+	}
+	sum := add(turn.Count{Packets: o.BasePackets, Bytes: o.BaseBytes}, c)
+	y, d := r.tallyOf(id, f.bindingOf()), direction(f.Kind)
+	if sum.Packets <= y.past[d].Packets {
+		return nil
+	}
+	y.past[d] = sum
+	if now := y.slots[d]; now != 0 {
+		r.t.owners[now].BasePackets, r.t.owners[now].BaseBytes = sum.Packets, sum.Bytes
+	}
+	return nil
+}

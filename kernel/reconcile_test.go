@@ -1,0 +1,538 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"testing"
+	"time"
+
+	"turnstone/bpf"
+	"turnstone/turn"
+
+	"pgregory.net/rapid"
+)
+
+var errFault = errors.New("an injected fault")
+
+// memoryIndex is an index of a test: it fails at the n-th write from now where fault is n, and
+// takes limit keys at most.
+type memoryIndex struct {
+	m     map[Key]ref
+	fault int
+	limit int
+}
+
+func (x *memoryIndex) failing() bool {
+	if x.fault > 0 {
+		x.fault--
+		return x.fault == 0
+	}
+	return false
+}
+
+func (x *memoryIndex) put(keys []Key, refs []ref) (int, error) {
+	for i, k := range keys {
+		if x.failing() {
+			return i, errFault
+		}
+		if _, has := x.m[k]; !has && len(x.m) >= x.limit {
+			return i, errFull
+		}
+		x.m[k] = refs[i]
+	}
+	return len(keys), nil
+}
+
+func (x *memoryIndex) delete(keys []Key) error {
+	for _, k := range keys {
+		if x.failing() {
+			return errFault
+		}
+		delete(x.m, k)
+	}
+	return nil
+}
+
+func (x *memoryIndex) lookup(k Key) (ref, bool, error) {
+	r, ok := x.m[k]
+	return r, ok, nil
+}
+
+func (x *memoryIndex) all() (map[Key]ref, error) { return maps.Clone(x.m), nil }
+
+// memoryUsage counts for slots of a test.
+type memoryUsage map[uint32]turn.Count
+
+func (u memoryUsage) read(slot uint32) (turn.Count, error) { return u[slot], nil }
+
+func (u memoryUsage) clear(slots []uint32) error {
+	for _, s := range slots {
+		delete(u, s)
+	}
+	return nil
+}
+
+func memoryTables(slots, limit int) (*tables, *memoryIndex, memoryUsage) {
+	x, u := &memoryIndex{m: map[Key]ref{}, limit: limit}, memoryUsage{}
+	return &tables{
+		index: x, usage: u, grace: func() error { return nil }, meta: new(bpf.TurnstoneProjection),
+		flows: make([]bpf.TurnstoneFlow, slots), owners: make([]bpf.TurnstoneOwner, slots),
+		meters: make([]bpf.TurnstoneMeter, slots), gateways: make([]uint64, 64), hops: make([]bpf.TurnstoneNextHop, 128),
+	}, x, u
+}
+
+// plain are surroundings in which a destination's gateway is made of its last byte.
+type plain struct {
+	shift byte // moves all routes
+	caps  bool
+}
+
+func (plain) arrival(netip.Addr) (uint16, Reason) { return 0, "" }
+
+func (p plain) route(_, destination netip.Addr) (Route, Reason) {
+	b := destination.As16()
+	if b[15]%7 == 6 {
+		return Route{}, ReasonNoRoute
+	}
+	return Route{Gateway: Gateway{Link: 2, Address: netip.AddrFrom4([4]byte{192, 0, 2, b[15]%5 + p.shift + 1})}}, ""
+}
+
+func (plain) isRelay(a netip.Addr) bool { return a == relay4 || a == relay6 }
+func (p plain) metered() bool           { return p.caps }
+
+var (
+	relay4    = netip.MustParseAddr("192.0.2.1")
+	relay6    = netip.MustParseAddr("2001:db8::1")
+	listener4 = netip.MustParseAddrPort("192.0.2.1:3478")
+	boot      = turn.BootID{1}
+)
+
+func at(seconds int) turn.Moment {
+	d := time.Duration(seconds) * time.Second
+	return turn.Moment{Boot: boot, Uptime: d, Wall: int64(d)}
+}
+
+// script makes records of random events that fit the state.
+type script struct {
+	s   *turn.State
+	now int
+}
+
+func newScript() *script {
+	c := &script{s: turn.NewState(), now: 1}
+	c.record(turn.EpochBegan{Log: turn.LogID{7}, Epoch: 1})
+	return c
+}
+
+func (c *script) record(events ...turn.Event) turn.Record {
+	r := turn.Record{First: c.s.Seq() + 1, Moment: at(c.now), Events: events}
+	if err := c.s.Fold(r); err != nil {
+		panic(err)
+	}
+	return r
+}
+
+func (c *script) draw(t *rapid.T) turn.Record {
+	c.now += rapid.IntRange(0, 100).Draw(t, "seconds")
+	if events := turn.Expire(c.s, at(c.now), 8); len(events) > 0 {
+		return c.record(events...)
+	}
+	var ids []turn.AllocationID
+	for a := range c.s.Allocations() {
+		ids = append(ids, a.ID)
+	}
+	if len(ids) == 0 || rapid.IntRange(0, 4).Draw(t, "new") == 0 {
+		return c.record(c.created())
+	}
+	a := c.s.Allocation(rapid.SampledFrom(ids).Draw(t, "allocation"))
+	peer := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(rapid.IntRange(1, 20).Draw(t, "peer"))}), 4000)
+	if rapid.IntRange(0, 6).Draw(t, "local") == 0 {
+		peer = netip.AddrPortFrom(relay4, uint16(rapid.IntRange(50000, 50020).Draw(t, "port")))
+	}
+	channel := turn.ChannelNumber(0x4000 + rapid.IntRange(0, 6).Draw(t, "channel"))
+	switch rapid.IntRange(0, 5).Draw(t, "kind") {
+	case 0:
+		return c.record(turn.AllocationDeleted{Allocation: a.ID, Reason: turn.ReasonClient})
+	case 1:
+		return c.record(turn.AllocationRefreshed{Allocation: a.ID, Lifetime: 600})
+	case 2:
+		return c.record(turn.PermissionInstalled{Allocation: a.ID, Peer: peer.Addr()})
+	case 3:
+		if len(a.Permissions) > 0 {
+			return c.record(turn.PermissionRevoked{Allocation: a.ID, Peer: a.Permissions[0].Peer, Reason: turn.ReasonPolicy})
+		}
+	case 4:
+		if len(a.Channels) > 0 {
+			return c.record(turn.ChannelRevoked{Allocation: a.ID, Channel: a.Channels[0].Number, Reason: turn.ReasonPolicy})
+		}
+	}
+	if bound, to := a.Channel(channel), a.ChannelTo(peer); (bound != nil && bound.Peer != peer) || (to != nil && to.Number != channel) {
+		return c.record(turn.AllocationRefreshed{Allocation: a.ID, Lifetime: 600})
+	}
+	return c.record(turn.ChannelBound{Allocation: a.ID, Channel: channel, Peer: peer})
+}
+
+func (c *script) created() turn.AllocationCreated {
+	n := turn.AllocationID(1)
+	for a := range c.s.Allocations() {
+		n = max(n, a.ID+1)
+	}
+	n = max(n, turn.AllocationID(c.s.Seq())) // ids only grow
+	return turn.AllocationCreated{
+		Allocation: n, Transport: 17, Username: "alice", Realm: "example.org", Lifetime: 600,
+		FiveTuple: turn.FiveTuple{
+			Client: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}), uint16(1024+n)), Server: listener4, Protocol: turn.UDP,
+		},
+		Relayed: []netip.AddrPort{netip.AddrPortFrom(relay4, uint16(50000+n))},
+	}
+}
+
+// rig is a reconciler over memory.
+type rig struct {
+	*reconciler
+	index *memoryIndex
+	usage memoryUsage
+}
+
+func newRig(slots, limit int, s surroundings, state *turn.State) *rig {
+	t, x, u := memoryTables(slots, limit)
+	g := &rig{newReconciler(t, s, state, []netip.AddrPort{listener4}, caps{1000}), x, u}
+	g.gateways.egress = func(int) (uint32, bool, Reason) { return 1, false, "" }
+	return g
+}
+
+// restart is another run of the daemon over the same maps.
+func (g *rig) restart(s surroundings, state *turn.State) *rig {
+	n := &rig{newReconciler(g.t, s, state, []netip.AddrPort{listener4}, caps{1000}), g.index, g.usage}
+	n.gateways.egress = g.gateways.egress
+	return n
+}
+
+func (g *rig) settleAll() []turn.Event {
+	batch, hops := g.retire()
+	return g.settle(batch, hops)
+}
+
+// wrong says how the maps differ from what the log and the routes want, empty where they do not.
+func (g *rig) wrong() string {
+	wanted := map[Key]want{}
+	for a := range g.state.Allocations() {
+		for _, w := range desired(a, g.s) {
+			if w.reason == "" {
+				wanted[w.Key] = w
+			}
+		}
+	}
+	slots := map[uint32]Key{}
+	for k, at := range g.index.m {
+		if other, twice := slots[at.slot]; twice {
+			return fmt.Sprintf("slot %d is named by %v and %v", at.slot, other, k)
+		}
+		slots[at.slot] = k
+		raw := g.t.flows[at.slot]
+		f := flowOf(&raw)
+		if raw.Generation != at.generation || f.Key != k {
+			return fmt.Sprintf("%v names slot %d, which holds %v", k, at.slot, f.Key)
+		}
+		if f.Kind == Guard && f.Local == listener4 {
+			continue
+		}
+		w, ok := wanted[k]
+		if !ok {
+			return fmt.Sprintf("%v is in the maps, and not wanted", k)
+		}
+		w.Gateway, w.Meter, w.Allocation = f.Gateway, f.Meter, 0
+		if f != w.Flow {
+			return fmt.Sprintf("%v is\n%+v, want\n%+v", k, f, w.Flow)
+		}
+		if via := g.gateways.taken[f.Gateway]; via != w.via {
+			return fmt.Sprintf("%v leaves by %v, want %v", k, via, w.via)
+		}
+		if (f.Meter != 0) != w.metered {
+			return fmt.Sprintf("%v has meter %d, want metered %t", k, f.Meter, w.metered)
+		}
+	}
+	for k := range wanted {
+		if _, ok := g.index.m[k]; !ok {
+			return fmt.Sprintf("%v is wanted, and not in the maps", k)
+		}
+	}
+	for s := range g.t.flows {
+		if _, named := slots[uint32(s)]; !named && g.t.flows[s].Generation != 0 {
+			return fmt.Sprintf("slot %d is published, and no key names it", s)
+		}
+	}
+	return ""
+}
+
+func TestMapsFollowTheLog(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := newScript()
+		s := &plain{caps: rapid.Bool().Draw(t, "caps")}
+		g := newRig(4096, 4096, s, c.s.Clone())
+		for range rapid.IntRange(1, 60).Draw(t, "records") {
+			if err := g.apply(c.draw(t)); err != nil {
+				t.Fatal(err)
+			}
+			if why := g.wrong(); why != "" {
+				t.Fatal(why)
+			}
+			switch rapid.IntRange(0, 9).Draw(t, "what else") {
+			case 0:
+				g.settleAll()
+			case 1:
+				s.shift ^= 16
+				g.full()
+			case 2:
+				g = g.restart(s, c.s.Clone())
+				if err := g.load(); err != nil {
+					t.Fatal(err)
+				}
+				g.full()
+				g.gateways.loaded()
+			}
+			if why := g.wrong(); why != "" {
+				t.Fatal(why)
+			}
+		}
+		g.settleAll()
+		if used, held := g.slots.used(), len(g.held); used != held {
+			t.Errorf("%d slots are in use for %d flows once all is settled", used, held)
+		}
+	})
+}
+
+// garble fills the maps with what nobody wrote.
+func garble(t *rapid.T, g *rig) {
+	n := uint32(len(g.t.flows))
+	for range rapid.IntRange(0, 40).Draw(t, "garbage") {
+		slot := rapid.Uint32Range(0, n+2).Draw(t, "slot")
+		generation := rapid.Uint32Range(0, 9).Draw(t, "generation")
+		k := Key{
+			Remote:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(rapid.IntRange(0, 9).Draw(t, "client"))}), uint16(rapid.IntRange(1025, 1034).Draw(t, "port"))),
+			Local:   listener4,
+			Channel: turn.ChannelNumber(0x4000 + rapid.IntRange(0, 6).Draw(t, "channel")),
+		}
+		if rapid.Bool().Draw(t, "named") {
+			g.index.m[k] = ref{slot, generation}
+		}
+		if slot < n && rapid.Bool().Draw(t, "recorded") {
+			f := Flow{Key: k, Kind: ToPeer, Deadline: time.Hour, Source: listener4, Destination: listener4, Gateway: rapid.Uint32Range(0, 70).Draw(t, "gateway"), Meter: rapid.Uint32Range(0, 70).Draw(t, "meter")}
+			raw := f.record()
+			raw.Generation = generation
+			g.t.flows[slot] = raw
+		}
+	}
+	for range rapid.IntRange(0, 5).Draw(t, "hops") {
+		g.t.gateways[rapid.IntRange(0, 63).Draw(t, "gateway")] = rapid.Uint64Range(0, 200).Draw(t, "hop")
+	}
+}
+
+func TestMapsConvergeFromAnyContentsWithAnyWriteFailing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := newScript()
+		for range rapid.IntRange(1, 60).Draw(t, "records") {
+			c.draw(t)
+		}
+		g := newRig(1024, 1024, &plain{caps: rapid.Bool().Draw(t, "caps")}, c.s)
+		garble(t, g)
+		g.index.fault = rapid.IntRange(0, 60).Draw(t, "fault")
+		if err := g.load(); err != nil {
+			t.Fatal(err)
+		}
+		g.full()
+		g.gateways.loaded()
+		g.settleAll()
+		for rounds := 0; g.dirty; rounds++ {
+			if rounds == 3 {
+				t.Fatal("still dirty after three rounds without a fault")
+			}
+			g.sweepAll(t)
+			g.full()
+			g.settleAll()
+		}
+		g.checkRecords()
+		g.sweepAll(t)
+		if why := g.wrong(); why != "" {
+			t.Fatal(why)
+		}
+	})
+}
+
+func (g *rig) sweepAll(t *rapid.T) drift {
+	all, err := g.index.all()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g.sweep(all)
+}
+
+func TestDriftIsFoundAndRepaired(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := newScript()
+		g := newRig(1024, 1024, &plain{}, c.s.Clone())
+		for range 40 {
+			if err := g.apply(c.draw(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g.settleAll()
+		keys := make([]Key, 0, len(g.held))
+		for k := range g.held {
+			keys = append(keys, k)
+		}
+		if len(keys) == 0 {
+			return
+		}
+		k := rapid.SampledFrom(keys).Draw(t, "key")
+		h := *g.held[k]
+		var want drift
+		switch rapid.IntRange(0, 3).Draw(t, "drift") {
+		case 0:
+			delete(g.index.m, k)
+			want.added = 1
+		case 1:
+			g.index.m[k] = ref{h.slot, h.generation + 7}
+			want.changed = 1
+		case 2:
+			k.Channel = 0x4fff
+			g.index.m[k] = h.ref
+			want.removed = 1
+		case 3:
+			g.t.flows[h.slot].OutDestinationPort[0]++
+			want.changed = 1
+		}
+		got := g.checkRecords()
+		swept := g.sweepAll(t)
+		got = drift{got.added + swept.added, got.changed + swept.changed, got.removed + swept.removed}
+		if got != want {
+			t.Errorf("drift is %+v, want %+v", got, want)
+		}
+		if why := g.wrong(); why != "" {
+			t.Error(why)
+		}
+		if again := g.checkRecords(); again.any() {
+			t.Errorf("drift after the repair: %+v", again)
+		}
+	})
+}
+
+func TestFullMapsEvictNobodyAndFillUpAgain(t *testing.T) {
+	c := newScript()
+	g := newRig(4096, 12, &plain{}, c.s.Clone())
+	mustApply := func(r turn.Record) {
+		t.Helper()
+		if err := g.apply(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bind := func(id turn.AllocationID, n int) {
+		mustApply(c.record(turn.ChannelBound{
+			Allocation: id, Channel: turn.ChannelNumber(0x4000 + n), Peer: netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(7*n + 1)}), 4000),
+		}))
+	}
+	created := c.created()
+	mustApply(c.record(created))
+	id := created.Allocation
+	for n := range 10 {
+		bind(id, n)
+	}
+	if len(g.index.m) != 12 {
+		t.Fatalf("%d keys, want the 12 that fit", len(g.index.m))
+	}
+	if g.dirty {
+		t.Error("a full map counts as a failed write")
+	}
+	before := maps.Clone(g.index.m)
+	bind(id, 10)
+	for k, at := range before {
+		if g.index.m[k] != at {
+			t.Errorf("%v was evicted", k)
+		}
+	}
+	full := 0
+	for _, why := range g.absent[id] {
+		if why == ReasonFull {
+			full++
+		}
+	}
+	if want := 22 + 2 - 12; full != want {
+		t.Errorf("%d flows are absent for want of room, want %d", full, want)
+	}
+	g.index.limit = 4096
+	g.settleAll()
+	g.retry()
+	if why := g.wrong(); why != "" {
+		t.Error(why)
+	}
+}
+
+func TestUsageIsCumulativeAcrossSlotsRunsAndRebinding(t *testing.T) {
+	c := newScript()
+	s := &plain{}
+	g := newRig(1024, 1024, s, c.s.Clone())
+	created := c.created()
+	peer := netip.MustParseAddrPort("203.0.113.1:4000")
+	bound := turn.ChannelBound{Allocation: created.Allocation, Channel: 0x4001, Peer: peer}
+	apply := func(events ...turn.Event) {
+		t.Helper()
+		if err := g.apply(c.record(events...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	relayed := func(n uint64) {
+		t.Helper()
+		at, ok := g.index.m[Key{Remote: created.FiveTuple.Client, Local: listener4, Channel: 0x4001}]
+		if !ok {
+			t.Fatal("the channel is not in the maps")
+		}
+		u := g.usage[at.slot]
+		g.usage[at.slot] = turn.Count{Packets: u.Packets + n, Bytes: u.Bytes + 100*n}
+	}
+	wantUsage := func(packets uint64, events []turn.Event) {
+		t.Helper()
+		if len(events) != 1 {
+			t.Fatalf("got %d events, want one: %v", len(events), events)
+		}
+		got := events[0].(turn.UsageRecorded)
+		want := turn.UsageRecorded{Allocation: created.Allocation, Channel: 0x4001, Peer: peer, Path: turn.PathKernel, ToPeer: turn.Count{Packets: packets, Bytes: 100 * packets}}
+		if got != want {
+			t.Fatalf("got %+v, want %+v", got, want)
+		}
+	}
+	apply(created, bound)
+	relayed(5)
+	wantUsage(5, g.usageOf(created.Allocation))
+	if again := g.usageOf(created.Allocation); len(again) != 0 {
+		t.Errorf("unchanged usage is told again: %v", again)
+	}
+
+	s.shift = 16 // another gateway: another slot
+	relayed(2)
+	g.full()
+	relayed(1)
+	wantUsage(8, g.settleAll())
+
+	g = g.restart(s, c.s.Clone()) // the log knows nothing of it yet
+	if err := g.load(); err != nil {
+		t.Fatal(err)
+	}
+	g.full()
+	relayed(4)
+	wantUsage(12, g.usageOf(created.Allocation))
+
+	apply(turn.UsageRecorded{Allocation: created.Allocation, Channel: 0x4001, Peer: peer, Path: turn.PathKernel, ToPeer: turn.Count{Packets: 12, Bytes: 1200}})
+	relayed(3)
+	apply(turn.ChannelRevoked{Allocation: created.Allocation, Channel: 0x4001, Reason: turn.ReasonPolicy})
+	wantUsage(15, g.settleAll())
+	apply(bound)
+	relayed(1)
+	wantUsage(16, g.usageOf(created.Allocation))
+	apply(turn.AllocationDeleted{Allocation: created.Allocation, Reason: turn.ReasonClient})
+	g.settleAll()
+	if len(g.tallies) != 0 || len(g.pending) != 0 {
+		t.Errorf("%d tallies and %d pending are left of an allocation that is gone", len(g.tallies), len(g.pending))
+	}
+}
