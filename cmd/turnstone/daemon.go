@@ -155,8 +155,8 @@ func (d *served) Reload(ctx context.Context) (restart []string, err error) {
 		return nil, fmt.Errorf("reload configuration: %w", err)
 	}
 	zerolog.SetGlobalLevel(r.Level)
-	r.Listeners, r.Data, r.AdminSocket, r.Metrics, r.KernelMode = old.resolved.Listeners, old.resolved.Data,
-		old.resolved.AdminSocket, old.resolved.Metrics, old.resolved.KernelMode
+	r.Listeners, r.Data, r.AdminSocket, r.Metrics, r.Kernel = old.resolved.Listeners, old.resolved.Data,
+		old.resolved.AdminSocket, old.resolved.Metrics, old.resolved.Kernel
 	d.now.Store(&running{config: old.config, resolved: r})
 	if len(restart) > 0 {
 		d.log.Warn().Strs("settings", restart).Msg("these settings have changed and wait for a restart")

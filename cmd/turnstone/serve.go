@@ -179,7 +179,7 @@ func (d *served) watchCrashes(data string) {
 
 // kernelMode says what becomes of the wish for the kernel.
 func (d *served) kernelMode(r config.Resolved) error {
-	switch r.KernelMode {
+	switch r.Kernel.Mode {
 	case "required":
 		return errors.New("kernel.mode is required, and this version relays in userspace only")
 	case "auto":

@@ -59,8 +59,11 @@ type Limits struct {
 
 // Kernel says what of the relaying the kernel does.
 type Kernel struct {
-	Mode       string   `toml:"mode" flag:"kernel" arg:"MODE" env:"KERNEL" doc:"auto, required or off. This version relays in userspace only: auto falls back to it and says so, required refuses to start."`
-	Interfaces []string `toml:"interfaces" flag:"interface" arg:"IF" env:"INTERFACES" doc:"Interfaces the XDP program is attached to. Default: those that hold the listen and relay addresses."`
+	Mode        string   `toml:"mode" flag:"kernel" arg:"MODE" env:"KERNEL" doc:"auto: the kernel relays what it can, and userspace the rest; where the kernel cannot, it is said why. required: the daemon does not start without the kernel. off: userspace relays everything."`
+	Interfaces  []string `toml:"interfaces" flag:"interface" arg:"IF" env:"INTERFACES" doc:"Interfaces the XDP program is attached to. Default: those that hold the listen and relay addresses."`
+	XDP         string   `toml:"xdp" flag:"xdp" arg:"MODE" env:"XDP" doc:"native, generic, or auto: native where the driver can, else generic. A veth is native only if asked for: what it sends vanishes unless its other end has an XDP program too."`
+	Instance    string   `toml:"instance" flag:"kernel-instance" arg:"NAME" env:"KERNEL_INSTANCE" doc:"Name of the pins under /sys/fs/bpf/turnstone. Each daemon of a host needs one of its own."`
+	MaxChannels int      `toml:"max-channels" flag:"kernel-max-channels" arg:"N" env:"KERNEL_MAX_CHANNELS" doc:"Channels the kernel has room for; those beyond are relayed in userspace. A thousand take about a megabyte of kernel memory."`
 }
 
 // TLS names the certificate of TLS and DTLS listeners.
@@ -123,7 +126,7 @@ func Default() Config {
 			MaxPermissions: 1024, MaxChannels: 1024, DefaultLifetime: Duration(10 * time.Minute), MaxLifetime: Duration(time.Hour),
 			ChannelRange: "rfc5766", UnauthRate: 100, UnauthBurst: 1000,
 		},
-		Kernel: Kernel{Mode: "auto"},
+		Kernel: Kernel{Mode: "auto", XDP: "auto", Instance: "default", MaxChannels: 16384},
 		Log:    Log{Level: "info", Format: "auto"},
 	}
 }

@@ -77,7 +77,7 @@ func readEnvironment(c *Config, origins Origins) error {
 		return errors.Join(problems...)
 	}
 	for _, s := range Settings(c) {
-		if _, set := os.LookupEnv(s.Env); set {
+		if os.Getenv(s.Env) != "" { // an empty one is as good as none
 			origins[s.Key] = "$" + s.Env
 		}
 	}

@@ -30,7 +30,7 @@ type Resolved struct {
 	Metrics     string // empty for none
 	MetricsSet  bool   // it is not the default: being taken is an error
 	Demo        bool   // nobody is configured: a demo user is to be made
-	KernelMode  string
+	Kernel      Kernel
 	Level       zerolog.Level
 	LogFormat   string
 }
@@ -50,7 +50,7 @@ func (p *problems) check(key string, err error) {
 // Resolve checks c and works out what it means. The error names every setting that is wrong.
 func (c *Config) Resolve() (Resolved, error) {
 	r := Resolved{
-		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, KernelMode: c.Kernel.Mode,
+		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, Kernel: c.Kernel,
 		Data: c.DataDir(), AdminSocket: c.Socket(), LogFormat: c.Log.Format, Digest: c.digest(),
 		Metrics: c.Metrics, MetricsSet: c.Metrics != DefaultMetrics,
 	}
@@ -74,7 +74,7 @@ func (c *Config) Resolve() (Resolved, error) {
 	if len(r.AdminSocket) > maxSocketPath {
 		p.check("admin-socket", fmt.Errorf("%q has %d bytes, at most %d are possible", r.AdminSocket, len(r.AdminSocket), maxSocketPath))
 	}
-	p.check("kernel.mode", oneOf(c.Kernel.Mode, "auto", "required", "off"))
+	c.checkKernel(&p)
 	p.check("log.level", oneOf(c.Log.Level, levels...))
 	p.check("log.format", oneOf(c.Log.Format, "auto", "json", "console"))
 	if err := errors.Join(p...); err != nil {
@@ -83,6 +83,20 @@ func (c *Config) Resolve() (Resolved, error) {
 	r.Level, err = zerolog.ParseLevel(c.Log.Level)
 	return r, err
 }
+
+func (c *Config) checkKernel(p *problems) {
+	p.check("kernel.mode", oneOf(c.Kernel.Mode, "auto", "required", "off"))
+	p.check("kernel.xdp", oneOf(c.Kernel.XDP, "auto", "native", "generic"))
+	if c.Kernel.Instance == "" || strings.ContainsAny(c.Kernel.Instance, "/.") {
+		p.check("kernel.instance", fmt.Errorf("%q is no name without dots and slashes", c.Kernel.Instance))
+	}
+	if c.Kernel.MaxChannels < 1 || c.Kernel.MaxChannels > maxKernelChannels {
+		p.check("kernel.max-channels", fmt.Errorf("%d is not between 1 and %d", c.Kernel.MaxChannels, maxKernelChannels))
+	}
+}
+
+// maxKernelChannels keeps the maps within 2 GiB.
+const maxKernelChannels = 1 << 21
 
 // maxSocketPath is how long the path of a Unix socket may be, in bytes (unix(7)).
 const maxSocketPath = 107
