@@ -50,7 +50,7 @@ func newLab(ctx context.Context, o options) (_ *lab, err error) {
 	if l.binary, err = l.build(ctx); err != nil {
 		return l, err
 	}
-	l.net, err = newNetwork(o.gro)
+	l.net, err = newNetwork()
 	return l, err
 }
 

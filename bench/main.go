@@ -42,7 +42,7 @@ type options struct {
 	output    string
 	data      string
 	turnstone string
-	gro       bool
+	trains    bool
 	rate      int
 	profile   string
 }
@@ -57,7 +57,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.output, "o", "table", "table or json")
 	f.StringVar(&o.data, "data", "", "directory on the disk to measure (default: the temporary directory)")
 	f.StringVar(&o.turnstone, "turnstone", "", "turnstone binary (default: build it)")
-	f.BoolVar(&o.gro, "gro", true, "receive offload on the relay's interfaces, as network cards have it")
+	f.BoolVar(&o.trains, "trains", true, "bursts come as trains, as the receive offload of a network card joins them")
 	f.IntVar(&o.rate, "rate", 20000, "packets per second of the steady relaying")
 	f.StringVar(&o.profile, "profile", "", "record the relaying servers with perf into this directory")
 	if err := f.Parse(args); err != nil {

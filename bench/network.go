@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -43,7 +42,7 @@ type network struct {
 	client, relay, peer *space
 }
 
-func newNetwork(gro bool) (_ *network, err error) {
+func newNetwork() (_ *network, err error) {
 	n := &network{}
 	defer func() {
 		if err != nil {
@@ -55,7 +54,7 @@ func newNetwork(gro bool) (_ *network, err error) {
 			return nil, err
 		}
 	}
-	if err = n.relay.do(func() error { return n.wire(gro) }); err != nil {
+	if err = n.relay.do(n.wire); err != nil {
 		return nil, fmt.Errorf("wire the relay: %w", err)
 	}
 	if err = n.client.do(func() error { return endHost("relay", clientHost, clientAddresses, listenHost.Addr()) }); err != nil {
@@ -68,7 +67,7 @@ func newNetwork(gro bool) (_ *network, err error) {
 }
 
 // wire makes the cables and the relay's end of them.
-func (n *network) wire(gro bool) error {
+func (n *network) wire() error {
 	ends := []struct {
 		name    string
 		far     *space
@@ -94,9 +93,6 @@ func (n *network) wire(gro bool) error {
 			return fmt.Errorf("make cable %s: %w", e.name, err)
 		}
 		if err := setAddress(e.name, e.address); err != nil {
-			return err
-		}
-		if err := setGRO(e.name, gro); err != nil {
 			return err
 		}
 		if err := addRoute(netlink.Route{Dst: ipNet(e.beyond), Gw: e.gateway.AsSlice()}, e.name); err != nil {
@@ -213,28 +209,4 @@ func (s *space) close() {
 	close(s.calls)
 	<-s.done
 	_ = unix.Close(s.fd)
-}
-
-// setGRO switches the receive offload of a link on or off.
-func setGRO(link string, on bool) error {
-	const setGRO = 0x2c // ETHTOOL_SGRO
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	value := struct{ command, on uint32 }{command: setGRO}
-	if on {
-		value.on = 1
-	}
-	request := struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte
-	}{data: unsafe.Pointer(&value)}
-	copy(request.name[:], link)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
-		return fmt.Errorf("switch the receive offload of %s: %w", link, errno)
-	}
-	return nil
 }

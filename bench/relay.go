@@ -16,11 +16,12 @@ import (
 )
 
 const (
-	flowCount  = 64  // allocations with a channel each
-	window     = 128 // packets on their way when a server is kept busy
-	burst      = 16  // packets of one flow in a row, where they come in bursts
-	lostAfter  = 20 * time.Millisecond
-	lateAtMost = 2 * time.Millisecond // what a steady sender makes up for
+	flowCount  = 64                     // allocations with a channel each
+	window     = 128                    // packets on their way when a server is kept busy
+	burst      = 16                     // packets of one flow in a row, where they come in bursts
+	lostAfter  = 20 * time.Millisecond  // when a server is kept busy
+	quiet      = 100 * time.Millisecond // after which nothing more comes
+	lateAtMost = 2 * time.Millisecond   // what a steady sender makes up for
 )
 
 // measureRelay has packets relayed through channels, either way, in two sizes: one by
@@ -136,7 +137,7 @@ func (g *generator) trial(f func() error, report func(cpu, took time.Duration)) 
 		return err
 	}
 	took := time.Since(began)
-	if err := g.takeAll(lostAfter); err != nil {
+	if err := g.takeAll(quiet); err != nil {
 		return err
 	}
 	after, err := g.server.cpu()
@@ -150,8 +151,8 @@ func (g *generator) trial(f func() error, report func(cpu, took time.Duration)) 
 	return nil
 }
 
-// push queues a packet of a flow.
-func (g *generator) push(flow int) error {
+// push queues a packet of a flow, in the train of the one before it or alone.
+func (g *generator) push(flow int, train bool) error {
 	g.sent++
 	out, header := g.peer, 0
 	if g.up {
@@ -164,6 +165,9 @@ func (g *generator) push(flow int) error {
 	}
 	binary.BigEndian.PutUint64(f[header:], uint64(time.Now().UnixNano()))
 	binary.BigEndian.PutUint32(f[header+8:], g.round)
+	if train {
+		return out.join(header + g.size)
+	}
 	if g.up {
 		return out.queue(nth(clientAddresses, flow), listenAddress, header+g.size)
 	}
@@ -196,9 +200,9 @@ func (g *generator) take(wait time.Duration) (int, error) {
 }
 
 // takeAll takes until nothing has come for a while.
-func (g *generator) takeAll(quiet time.Duration) error {
+func (g *generator) takeAll(wait time.Duration) error {
 	for {
-		if n, err := g.take(quiet); n == 0 || err != nil {
+		if n, err := g.take(wait); n == 0 || err != nil {
 			return err
 		}
 	}
@@ -219,7 +223,7 @@ func (g *generator) steady(d time.Duration) error {
 		}
 		next = next.Add(every)
 		g.flow = (g.flow + 1) % flowCount
-		if err := errors.Join(g.push(g.flow), g.flush()); err != nil {
+		if err := errors.Join(g.push(g.flow, false), g.flush()); err != nil {
 			return err
 		}
 		if g.sent%batch == 0 {
@@ -237,8 +241,8 @@ func (g *generator) busy(d time.Duration, run int) error {
 	for end := heard.Add(d); time.Now().Before(end); {
 		for g.sent-g.received-lost <= window-run {
 			g.flow = (g.flow + 1) % flowCount
-			for range run {
-				if err := g.push(g.flow); err != nil {
+			for i := range run {
+				if err := g.push(g.flow, i > 0 && g.lab.options.trains); err != nil {
 					return err
 				}
 			}

@@ -46,9 +46,10 @@ func newRing() *ring {
 // socket is one UDP socket that stands for all addresses of its host: each
 // datagram names its own source. It is not safe for concurrent use.
 type socket struct {
-	fd      int
-	in, out *ring
-	queued  int
+	fd       int
+	in, out  *ring
+	queued   int // datagrams
+	messages int // they are in
 }
 
 // newSocket opens a socket on a port of every address of s. The kernel notes when
@@ -89,20 +90,40 @@ func (k *socket) next() []byte { return k.out.frames[k.queued][:] }
 // queue queues the first n bytes of next for to, from one of the host's addresses. It
 // flushes when a batch is full.
 func (k *socket) queue(from netip.Addr, to netip.AddrPort, n int) error {
-	i := k.queued
-	k.out.iovecs[i].Len = uint64(n)
+	k.iovec(n)
+	i := k.messages
 	port := to.Port()
 	k.out.names[i] = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port<<8 | port>>8, Addr: to.Addr().As4()}
 	h := &k.out.headers[i].hdr
 	h.Namelen = unix.SizeofSockaddrInet4
-	c := &k.out.control[i]
-	binary.NativeEndian.PutUint64(c[0:], unix.SizeofCmsghdr+unix.SizeofInet4Pktinfo)
-	binary.NativeEndian.PutUint32(c[8:], unix.SOL_IP)
-	binary.NativeEndian.PutUint32(c[12:], unix.IP_PKTINFO)
+	h.Iov, h.Iovlen = &k.out.iovecs[k.queued], 1
 	a := from.As4()
-	clear(c[16:28])
-	copy(c[20:24], a[:]) // ipi_spec_dst
-	h.Controllen = 32
+	information := make([]byte, 0, unix.SizeofInet4Pktinfo)
+	information = append(information, 0, 0, 0, 0) // any interface
+	information = append(information, a[:]...)    // ipi_spec_dst
+	information = append(information, 0, 0, 0, 0)
+	h.Controllen = uint64(len(appendControl(k.out.control[i][:0], unix.SOL_IP, unix.IP_PKTINFO, information)))
+	k.messages++
+	return k.queuedOne()
+}
+
+// join queues the first n bytes of next as one more datagram in the train of the
+// one queued last, which has the same size.
+func (k *socket) join(n int) error {
+	k.iovec(n)
+	i := k.messages - 1
+	h := &k.out.headers[i].hdr
+	if h.Iovlen == 1 {
+		size := binary.NativeEndian.AppendUint16(nil, uint16(n))
+		h.Controllen = uint64(len(appendControl(k.out.control[i][:h.Controllen], unix.SOL_UDP, unix.UDP_SEGMENT, size)))
+	}
+	h.Iovlen++
+	return k.queuedOne()
+}
+
+func (k *socket) iovec(n int) { k.out.iovecs[k.queued].Len = uint64(n) }
+
+func (k *socket) queuedOne() error {
 	k.queued++
 	if k.queued == batch {
 		return k.flush()
@@ -110,10 +131,22 @@ func (k *socket) queue(from netip.Addr, to netip.AddrPort, n int) error {
 	return nil
 }
 
+// appendControl appends a control message.
+func appendControl(c []byte, level, kind uint32, value []byte) []byte {
+	c = binary.NativeEndian.AppendUint64(c, uint64(unix.SizeofCmsghdr+len(value)))
+	c = binary.NativeEndian.AppendUint32(c, level)
+	c = binary.NativeEndian.AppendUint32(c, kind)
+	c = append(c, value...)
+	for len(c)%8 != 0 {
+		c = append(c, 0)
+	}
+	return c
+}
+
 // flush sends what is queued. It waits for room in the socket.
 func (k *socket) flush() error {
-	for sent := 0; sent < k.queued; {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(k.fd), uintptr(unsafe.Pointer(&k.out.headers[sent])), uintptr(k.queued-sent), 0, 0, 0)
+	for sent := 0; sent < k.messages; {
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(k.fd), uintptr(unsafe.Pointer(&k.out.headers[sent])), uintptr(k.messages-sent), 0, 0, 0)
 		switch errno {
 		case 0:
 			sent += int(n)
@@ -122,7 +155,7 @@ func (k *socket) flush() error {
 			return fmt.Errorf("send: %w", errno)
 		}
 	}
-	k.queued = 0
+	k.queued, k.messages = 0, 0
 	return nil
 }
 

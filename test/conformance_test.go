@@ -78,11 +78,22 @@ var (
 	uclientLost     = regexp.MustCompile(`Total lost packets (\d+) .*total send dropped (\d+) `)
 )
 
+// uclientDrewTwice is how the client ends when it draws the number of its second channel at random and hits that of its
+// first, once in 16384: RFC 8656 section 12.2 wants that refused. Of 200 clients one does so in every eightieth run.
+const uclientDrewTwice = "channel bind: error 400 (Bad Request)"
+
 func runUclient(t *testing.T, s *space, args ...string) uclientTotals {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	out, err := s.output(exec.CommandContext(ctx, testenv.Tool(t, "turnutils_uclient"), args...))
+	run := func() (string, error) {
+		return s.output(exec.CommandContext(ctx, testenv.Tool(t, "turnutils_uclient"), args...))
+	}
+	out, err := run()
+	if err != nil && strings.HasSuffix(strings.TrimSpace(out), uclientDrewTwice) {
+		t.Logf("the client drew the number of a channel that it has: one more try\n%s", tail(out))
+		out, err = run()
+	}
 	if err != nil {
 		t.Fatalf("turnutils_uclient: %v\n%s", err, tail(out))
 	}
