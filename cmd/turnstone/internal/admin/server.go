@@ -55,12 +55,27 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	return s
 }
 
-// Serve serves on l until ctx ends.
+// farewell is how long whoever follows the log has to take its end.
+const farewell = time.Second
+
+// Serve serves on l until ctx ends. What is being asked then is cut short, but the log's last records go out.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
-	stop := context.AfterFunc(ctx, func() { _ = s.http.Close() })
-	defer stop()
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		short, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+		defer cancel()
+		if s.http.Shutdown(short) != nil {
+			_ = s.http.Close()
+		}
+	})
+	err := s.http.Serve(l)
+	if stop() {
+		return fmt.Errorf("serve admin socket: %w", err)
+	}
+	<-stopped
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve admin socket: %w", err)
 	}
 	return nil
@@ -162,6 +177,9 @@ func (s *Server) logRecords(w http.ResponseWriter, r *http.Request) {
 			if err != nil {
 				break
 			}
+		}
+		if r.Context().Err() != nil { // the daemon stops: this is all there will be
+			_, err = s.sendFrom(w, next)
 		}
 	}
 	if err != nil {

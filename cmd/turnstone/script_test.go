@@ -1,0 +1,302 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/csv"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"turnstone/cmd/turnstone/internal/admin"
+	"turnstone/cmd/turnstone/internal/crash"
+	"turnstone/store"
+
+	"github.com/pion/logging"
+	"github.com/pion/turn/v4"
+	"github.com/rogpeppe/go-internal/testscript"
+	"go.etcd.io/bbolt"
+)
+
+// patience is how long a condition may take to come true.
+const patience = 20 * time.Second
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"turnstone": main, "crashing": crashing})
+}
+
+// crashing is a daemon with a bug: it panics in a goroutine of its own.
+func crashing() {
+	if _, err := crash.Watch(os.Args[1]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	go panic("a bug")
+	select {}
+}
+
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("NO_COLOR", "1")
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits": exits, "port": port, "await": await, "signal": signalDaemon, "allocate": allocate,
+			"get": get, "damage": damage, "emptydb": emptyDB, "absent": absent, "reports": reports,
+			"absentkeys": absentKeys, "awaitlog": awaitLog, "awaittext": awaitText, "awaitsocket": awaitSocket, "credential": credential, "demo": demo,
+		},
+	})
+}
+
+// exits CODE COMMAND...: the command exits with the code.
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("run %v: %v", args[1:], err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("%v exited %d, want %d", args[1:], got, want)
+	}
+}
+
+// port NAME...: each name is set to a port of the loopback that nobody has, over UDP and TCP.
+func port(ts *testscript.TestScript, _ bool, args []string) {
+	for _, name := range args {
+		for {
+			udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+			ts.Check(err)
+			defer udp.Close()
+			n := udp.LocalAddr().(*net.UDPAddr).Port
+			tcp, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", n))
+			if err != nil {
+				continue
+			}
+			tcp.Close()
+			ts.Setenv(name, strconv.Itoa(n))
+			break
+		}
+	}
+}
+
+// until waits for a condition.
+func until(ts *testscript.TestScript, what string, holds func() bool) {
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s: not within %v", what, patience)
+		}
+	}
+}
+
+// await DIR: the daemon of the data directory answers requests; ! await DIR: nobody holds it.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	until(ts, "await "+args[0], func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		st, err := admin.NewClient(filepath.Join(dir, "admin.sock")).Status(ctx)
+		if neg {
+			return errors.Is(err, admin.ErrUnreachable)
+		}
+		return err == nil && st.Ready
+	})
+}
+
+// signal NAME DIR: the daemon of the data directory gets a signal.
+func signalDaemon(ts *testscript.TestScript, _ bool, args []string) {
+	pid, err := strconv.Atoi(strings.TrimSpace(ts.ReadFile(filepath.Join(args[1], "lock"))))
+	ts.Check(err)
+	signals := map[string]syscall.Signal{"HUP": syscall.SIGHUP, "TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL}
+	ts.Check(syscall.Kill(pid, signals[args[0]]))
+}
+
+// allocate SERVER USER PASSWORD: a client makes an allocation with a channel, gets a datagram through
+// it to a peer and back, and stays until the end of the script. ! allocate: it gets none.
+func allocate(ts *testscript.TestScript, neg bool, args []string) {
+	err := relayOnce(ts, args[0], args[1], args[2])
+	if neg && err == nil {
+		ts.Fatalf("allocate at %s: got an allocation, want none", args[0])
+	}
+	if !neg {
+		ts.Check(err)
+	}
+}
+
+func relayOnce(ts *testscript.TestScript, server, user, password string) error {
+	local, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Defer(func() { local.Close() })
+	quiet := logging.NewDefaultLoggerFactory()
+	quiet.DefaultLogLevel = logging.LogLevelDisabled
+	client, err := turn.NewClient(&turn.ClientConfig{
+		TURNServerAddr: server, STUNServerAddr: server, Conn: local, Username: user, Password: password,
+		Realm: "turnstone", LoggerFactory: quiet,
+	})
+	ts.Check(err)
+	ts.Check(client.Listen())
+	relayed, err := client.Allocate() // left open: closing it would end the allocation
+	if err != nil {
+		return err
+	}
+	peer, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	ts.Check(err)
+	defer peer.Close()
+	ts.Check(client.CreatePermission(peer.LocalAddr()))
+	buf := make([]byte, 100)
+	until(ts, "relay a datagram", func() bool { // the first of them have pion bind a channel
+		_, err := relayed.WriteTo([]byte("ping"), peer.LocalAddr())
+		ts.Check(err)
+		ts.Check(peer.SetReadDeadline(time.Now().Add(100 * time.Millisecond)))
+		n, from, err := peer.ReadFrom(buf)
+		return err == nil && string(buf[:n]) == "ping" && from.String() == relayed.LocalAddr().String()
+	})
+	return nil
+}
+
+// get URL: what a GET yields, with the status code in front.
+func get(ts *testscript.TestScript, _ bool, args []string) {
+	resp, err := http.Get(args[0])
+	ts.Check(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	fmt.Fprintf(ts.Stdout(), "%d\n%s", resp.StatusCode, body)
+}
+
+// damage FILE TEXT: the last byte of the text is another wherever the file holds it, free pages included.
+func damage(ts *testscript.TestScript, _ bool, args []string) {
+	old := args[1]
+	changed := []byte(old)
+	changed[len(changed)-1] ^= 1
+	text := ts.ReadFile(args[0])
+	if !strings.Contains(text, old) {
+		ts.Fatalf("%s does not hold %q", args[0], old)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.ReplaceAll(text, old, string(changed))), 0o600))
+}
+
+// emptydb FILE: a store as it was before its first schema.
+func emptyDB(ts *testscript.TestScript, _ bool, args []string) {
+	db, err := bbolt.Open(ts.MkAbs(args[0]), 0o600, nil)
+	ts.Check(err)
+	ts.Check(db.Close())
+}
+
+// absent TEXT FILE...: no file holds the text; a directory stands for the files in it.
+func absent(ts *testscript.TestScript, _ bool, args []string) {
+	files := 0
+	for _, root := range args[1:] {
+		ts.Check(filepath.WalkDir(ts.MkAbs(root), func(path string, d os.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			if err == nil && strings.Contains(string(b), args[0]) {
+				err = fmt.Errorf("%s holds %q", path, args[0])
+			}
+			files++
+			return err
+		}))
+	}
+	if files < len(args)-1 {
+		ts.Fatalf("looked at %d files for %d arguments", files, len(args)-1)
+	}
+}
+
+// absentKeys KEYS FILE...: no file holds what the files in the directory KEYS hold, nor its hex or base64 form.
+func absentKeys(ts *testscript.TestScript, _ bool, args []string) {
+	keys, err := os.ReadDir(ts.MkAbs(args[0]))
+	ts.Check(err)
+	if len(keys) == 0 {
+		ts.Fatalf("there are no keys in %s", args[0])
+	}
+	for _, k := range keys {
+		key := ts.ReadFile(filepath.Join(args[0], k.Name()))
+		for _, form := range []string{key, hex.EncodeToString([]byte(key)), base64.StdEncoding.EncodeToString([]byte(key))} {
+			absent(ts, false, append([]string{form}, args[1:]...))
+		}
+	}
+}
+
+// awaitLog DIR TEXT N: the running daemon's log holds N events that have the text.
+func awaitLog(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[2])
+	ts.Check(err)
+	client := admin.NewClient(filepath.Join(ts.MkAbs(args[0]), "admin.sock"))
+	until(ts, "await "+args[1], func() bool {
+		n := 0
+		for rec, err := range store.Decoded(client.Raw(context.Background(), 1, false)) {
+			ts.Check(err)
+			for _, e := range rec.Events {
+				if strings.Contains(fmt.Sprintf("%T", e), args[1]) {
+					n++
+				}
+			}
+		}
+		return n >= want
+	})
+}
+
+// awaitText FILE TEXT: the file holds the text.
+func awaitText(ts *testscript.TestScript, _ bool, args []string) {
+	until(ts, "await "+args[1], func() bool {
+		b, err := os.ReadFile(ts.MkAbs(args[0]))
+		return err == nil && strings.Contains(string(b), args[1])
+	})
+}
+
+// awaitSocket PATH: a daemon answers at the admin socket.
+func awaitSocket(ts *testscript.TestScript, _ bool, args []string) {
+	until(ts, "await "+args[0], func() bool {
+		_, err := admin.NewClient(ts.MkAbs(args[0])).Status(context.Background())
+		return err == nil
+	})
+}
+
+// credential NAME PASSWORD: the variables are set to what the CSV of the last command has.
+func credential(ts *testscript.TestScript, _ bool, args []string) {
+	rows, err := csv.NewReader(strings.NewReader(ts.ReadFile("stdout"))).ReadAll()
+	ts.Check(err)
+	ts.Setenv(args[0], rows[1][0])
+	ts.Setenv(args[1], rows[1][1])
+}
+
+// demo DIR PASSWORD: the variable is set to the password of the demo user.
+func demo(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Setenv(args[1], base64.RawURLEncoding.EncodeToString([]byte(ts.ReadFile(filepath.Join(args[0], "keys", "demo")))))
+}
+
+// reports DIR TEXT: the log in the data directory, which no daemon has open, holds the text.
+func reports(ts *testscript.TestScript, _ bool, args []string) {
+	r, err := store.OpenReader(filepath.Join(ts.MkAbs(args[0]), store.FileName))
+	ts.Check(err)
+	for rec, err := range r.Records(1) {
+		ts.Check(err)
+		for _, e := range rec.Events {
+			if strings.Contains(fmt.Sprintf("%T%+v", e, e), args[1]) {
+				return
+			}
+		}
+	}
+	ts.Fatalf("no event in %s has %q", args[0], args[1])
+}
