@@ -8,7 +8,8 @@
 #include "checksum.h"
 #include "maps.h"
 
-/* Headers as they lie in a frame. The IP header follows 14 or 18 bytes: the kernel has it 4-aligned. */
+/* Headers as they lie in a frame. The IP header follows 14 or 18 bytes: the kernel has it
+ * 4-aligned. */
 struct vlan_ethernet {
 	__u8 destination[6];
 	__u8 source[6];
@@ -60,7 +61,7 @@ struct packet {
 	__u16 payload; /* of application data */
 	__u16 padding; /* sum of the padding behind it, as its place in the datagram has it */
 	__u16 checksum;
-	__u16 id;	/* of IPv4, wire order; likewise below */
+	__u16 id; /* of IPv4, wire order; likewise below */
 	__u16 fragment;
 	__u16 ip_words; /* sum of the IPv4 header without addresses */
 	__u8 family;
@@ -92,7 +93,8 @@ static __always_inline bool same_station(const __u8 *a, const __u8 *b)
 	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]));
 }
 
-/* Where the packet's IP header lies, one of two offsets; NULL where n bytes from there are not there. */
+/* Where the packet's IP header lies, one of two offsets; NULL where n bytes from there are not
+ * there. */
 static __always_inline void *network_header(const struct packet *p, void *data, void *end, __u32 n)
 {
 	void *at = data + (p->network == ETH_LEN ? ETH_LEN : ETH_LEN + VLAN_LEN);

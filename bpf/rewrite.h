@@ -133,8 +133,9 @@ static __always_inline enum verdict rewrite(struct xdp_md *ctx, const struct pac
 {
 	__u32 network = ETH_LEN + (*(__u16 *)d->hop->vlan ? VLAN_LEN : 0);
 	__u16 length = departing_length(p, d);
-	int shorter = (p->network + header_length(p->family) + (d->stripped ? CHANNEL_LEN : 0)) -
-		      (network + header_length(d->out->out_family) + (d->channel ? CHANNEL_LEN : 0));
+	int shorter =
+		(p->network + header_length(p->family) + (d->stripped ? CHANNEL_LEN : 0)) -
+		(network + header_length(d->out->out_family) + (d->channel ? CHANNEL_LEN : 0));
 	int surplus = (int)p->frame - shorter - (int)(network + length);
 
 	if (shorter && bpf_xdp_adjust_head(ctx, shorter))

@@ -67,12 +67,12 @@ struct flow {
 	__u8 out_source_port[2];
 	__u8 out_destination_port[2];
 	__u8 out_channel[2];
-	__u16 mtu;	  /* of the path, 0: that of the next hop */
-	__u32 gateway;	  /* index of gateways */
-	__u32 meter;	  /* index of meters, 0 for none */
-	__u16 in_sum;	  /* of the addresses it arrives with */
-	__u16 out_sum;	  /* of the addresses it leaves with */
-	__u16 delta;	  /* what leaves less what arrives: addresses, ports, channel numbers */
+	__u16 mtu;     /* of the path, 0: that of the next hop */
+	__u32 gateway; /* index of gateways */
+	__u32 meter;   /* index of meters, 0 for none */
+	__u16 in_sum;  /* of the addresses it arrives with */
+	__u16 out_sum; /* of the addresses it leaves with */
+	__u16 delta;   /* what leaves less what arrives: addresses, ports, channel numbers */
 	__u16 zero;
 	__u32 flow_label; /* of IPv6, 20 bits in host order */
 	__u32 zero2[3];

@@ -88,10 +88,11 @@ union key {
 	struct flow_key6 v6;
 };
 
-static __always_inline enum verdict find(__u8 family, union key *k, struct flow **found, __u32 *slot)
+static __always_inline enum verdict find(__u8 family, union key *k, struct flow **found,
+					 __u32 *slot)
 {
-	struct slot_ref *ref = family == 4 ? bpf_map_lookup_elem(&index4, &k->v4) :
-					     bpf_map_lookup_elem(&index6, &k->v6);
+	struct slot_ref *ref = family == 4 ? bpf_map_lookup_elem(&index4, &k->v4)
+					   : bpf_map_lookup_elem(&index6, &k->v6);
 
 	if (!ref)
 		return VERDICT_MISS;
@@ -166,8 +167,8 @@ static __always_inline enum verdict check(const struct packet *p, const struct f
 }
 
 /* The record by which a relayed address of ours sends on what another of ours sent it. */
-static __always_inline enum verdict find_peer(const struct flow *f, struct flow **found, __u32 *slot,
-					      __u64 now)
+static __always_inline enum verdict find_peer(const struct flow *f, struct flow **found,
+					      __u32 *slot, __u64 now)
 {
 	union key k = {};
 	enum verdict v;
@@ -213,7 +214,7 @@ static __always_inline enum verdict relay(struct xdp_md *ctx, struct packet *p, 
 
 	if (v != VERDICTS)
 		return v;
-	struct departure d = { .out = f, .delta = f->delta, .stripped = p->listener };
+	struct departure d = {.out = f, .delta = f->delta, .stripped = p->listener};
 
 	d.channel = f->kind == FLOW_TO_CLIENT;
 	if (f->flags & FLOW_LOCAL_PEER) {
@@ -238,7 +239,8 @@ static __always_inline enum verdict relay(struct xdp_md *ctx, struct packet *p, 
 		return VERDICT_BUFFERS;
 	if (p->ttl <= 1)
 		return VERDICT_DROP_TTL;
-	if (!within(f->meter, p->payload, now) || (second && !within(second->meter, p->payload, now)))
+	if (!within(f->meter, p->payload, now) ||
+	    (second && !within(second->meter, p->payload, now)))
 		return VERDICT_DROP_METER;
 	struct counter *u = bpf_map_lookup_elem(&usage, second ? &second_slot : &slot);
 
@@ -250,7 +252,8 @@ static __always_inline enum verdict relay(struct xdp_md *ctx, struct packet *p, 
 		return v;
 	__u32 port = d.hop->port;
 
-	*action = d.hop->ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect_map(&egress, port, 0);
+	*action = d.hop->ifindex == ctx->ingress_ifindex ? XDP_TX
+							 : bpf_redirect_map(&egress, port, 0);
 	if (*action != XDP_TX && *action != XDP_REDIRECT)
 		return VERDICT_ABORTED;
 	u->packets++;
@@ -367,7 +370,8 @@ int turnstone(struct xdp_md *ctx)
 	return v < VERDICT_ABORTED ? XDP_DROP : XDP_PASS;
 }
 
-/* The boot-time clock as programs read it, in units of 2^20 ns: never attached, only run by the loader. */
+/* The boot-time clock as programs read it, in units of 2^20 ns: never attached, only run by the
+ * loader. */
 SEC("xdp")
 int boot_clock(struct xdp_md *ctx)
 {
