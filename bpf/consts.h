@@ -4,10 +4,9 @@
 #include <linux/types.h>
 #include <stdbool.h>
 
-#define ETH_P_IP     0x0800
-#define ETH_P_IPV6   0x86DD
-#define ETH_P_8021Q  0x8100
-#define ETH_P_8021AD 0x88A8
+#define ETH_P_IP    0x0800
+#define ETH_P_IPV6  0x86DD
+#define ETH_P_8021Q 0x8100
 
 #define IPPROTO_UDP 17
 #define IP_DF	    0x4000
@@ -18,6 +17,9 @@
 #define IPV6_LEN    40
 #define UDP_LEN	    8
 #define CHANNEL_LEN 4
+
+/* The longest IP packet that leaves. IPv6 knows longer ones, IPv4 does not. */
+#define MAX_LENGTH 65535
 
 /* The padding that may follow the payload of a ChannelData message. */
 #define MAX_PADDING 3

@@ -55,9 +55,9 @@ struct channel {
 /* What of a packet outlives the move of its head. Lengths in bytes, host order. */
 struct packet {
 	__u32 frame;   /* length of the whole frame, all buffers */
+	__u32 udp;     /* length of the UDP datagram, header included, by the IP header */
 	__u16 network; /* offset of the IP header */
 	__u16 vlan;    /* wire order, 0 for none */
-	__u16 udp;     /* length of the UDP datagram, header included */
 	__u16 payload; /* of application data */
 	__u16 padding; /* sum of the padding behind it, as its place in the datagram has it */
 	__u16 checksum;
@@ -102,7 +102,8 @@ static __always_inline void *network_header(const struct packet *p, void *data, 
 	return at + n > end ? NULL : at;
 }
 
-/* Ethernet and at most one VLAN tag: yields the EtherType in host order, 0 where it is cut off. */
+/* Ethernet and at most one 802.1Q tag: yields the EtherType in host order, 0 where it is cut off.
+ */
 static __always_inline __u16 parse_link(struct packet *p, void *data, void *end)
 {
 	struct vlan_ethernet *e = data;
@@ -112,7 +113,7 @@ static __always_inline __u16 parse_link(struct packet *p, void *data, void *end)
 	__u16 type = bpf_ntohs(*(__u16 *)e->type);
 
 	p->network = ETH_LEN;
-	if (type != ETH_P_8021Q && type != ETH_P_8021AD)
+	if (type != ETH_P_8021Q)
 		return type;
 	if (data + ETH_LEN + VLAN_LEN > end)
 		return 0;
@@ -140,7 +141,7 @@ static __always_inline enum verdict parse_ipv4(struct packet *p, const struct ip
 	p->fragment = ip->fragment;
 	p->ip_words = fold((__u64) * (__u16 *)ip + ip->length + ip->id + ip->fragment +
 			   *(__u16 *)&ip->ttl + ip->checksum);
-	p->udp = bpf_ntohs(ip->length) - IPV4_LEN;
+	p->udp = bpf_ntohs(ip->length) - IPV4_LEN; /* of less than a header: beyond any length */
 	return VERDICTS;
 }
 

@@ -31,9 +31,9 @@ static __always_inline void count(struct cpu *c, enum verdict v, __u32 bytes)
 /* Takes bytes from a meter, which all CPUs and user space share. False where they are too many. */
 static __always_inline bool within(__u32 index, __u32 bytes, __u64 now)
 {
-	struct meter *m = bpf_map_lookup_elem(&meters, &index);
+	struct meter *m = index ? bpf_map_lookup_elem(&meters, &index) : NULL;
 
-	if (!index || !m || !m->cost)
+	if (!m || !m->cost)
 		return true;
 	__u64 cost = bytes * m->cost >> 16;
 
@@ -150,7 +150,7 @@ static __always_inline enum verdict pass_up(struct xdp_md *ctx, struct cpu *c, _
 /* Whether a live flow may take the packet: the checks that are the record's. */
 static __always_inline enum verdict check(const struct packet *p, const struct flow *f, __u64 now)
 {
-	if (f->kind == FLOW_GUARD)
+	if (f->kind != (p->listener ? FLOW_TO_PEER : FLOW_TO_CLIENT))
 		return VERDICT_MISS;
 	if (p->vlan != *(__u16 *)f->vlan)
 		return VERDICT_VLAN;
@@ -216,7 +216,7 @@ static __always_inline enum verdict relay(struct xdp_md *ctx, struct packet *p, 
 		return v;
 	struct departure d = {.out = f, .delta = f->delta, .stripped = p->listener};
 
-	d.channel = f->kind == FLOW_TO_CLIENT;
+	d.channel = !p->listener;
 	if (f->flags & FLOW_LOCAL_PEER) {
 		v = find_peer(f, &second, &second_slot, now);
 		if (v != VERDICTS)
@@ -225,14 +225,14 @@ static __always_inline enum verdict relay(struct xdp_md *ctx, struct packet *p, 
 		d.delta = fold((__u64)f->delta + second->delta);
 		d.channel = true;
 	}
-	if (!p->checksum && (f->out_family == 6 || d.out->out_family == 6))
+	if (!p->checksum && (f->out_family != 4 || d.out->out_family != 4))
 		return VERDICT_NO_CHECKSUM;
 	d.hop = hop_of(d.out);
 	if (!d.hop)
 		return VERDICT_NEXT_HOP;
 	__u32 length = departing_length(p, &d);
 
-	if (length > d.hop->mtu || (d.out->mtu && length > d.out->mtu))
+	if (length > MAX_LENGTH || length > d.hop->mtu || (d.out->mtu && length > d.out->mtu))
 		return VERDICT_MTU;
 	if ((void *)(long)ctx->data + p->frame > (void *)(long)ctx->data_end &&
 	    !(d.hop->flags & NEXT_HOP_BUFFERS))
@@ -259,7 +259,7 @@ static __always_inline enum verdict relay(struct xdp_md *ctx, struct packet *p, 
 	u->packets++;
 	u->bytes += p->payload;
 	if (!second)
-		return f->kind == FLOW_TO_PEER ? VERDICT_TO_PEER : VERDICT_TO_CLIENT;
+		return p->listener ? VERDICT_TO_PEER : VERDICT_TO_CLIENT;
 	u = bpf_map_lookup_elem(&usage, &slot);
 	if (u) {
 		u->packets++;

@@ -1,11 +1,14 @@
 package kernel
 
 import (
+	"errors"
 	"testing"
 
 	"turnstone/bpf"
+	"turnstone/internal/testenv"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // testSettings are those of the tests' program.
@@ -19,7 +22,11 @@ func load(t testing.TB, sizes Sizes, settings Settings) *bpf.TurnstoneObjects {
 		t.Fatal(err)
 	}
 	var o bpf.TurnstoneObjects
-	if err := spec.LoadAndAssign(&o, &ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}}); err != nil {
+	err = spec.LoadAndAssign(&o, &ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}})
+	if errors.Is(err, unix.EPERM) {
+		testenv.Skip(t, "it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, to load the program")
+	}
+	if err != nil {
 		t.Fatalf("%+v", err)
 	}
 	t.Cleanup(func() {
