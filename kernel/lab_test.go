@@ -64,8 +64,11 @@ type lab struct {
 	model   *model
 	next    uint32 // slot
 	context [24]byte
-	out     []byte
-	cpu     int
+	in, out []byte
+	cpus    []bpf.TurnstoneCpu // as last read; frames run on the first
+
+	bareRoom bool // this kernel can give all headroom to metadata: since 6.5
+	cutsHead bool // this kernel can have the first buffer end anywhere
 
 	verdicts [Verdicts]bpf.TurnstoneCounter // expected so far
 	used     map[uint32]bpf.TurnstoneCounter
@@ -99,7 +102,32 @@ func newLab(t testing.TB, sizes Sizes) *lab {
 	}
 	l.put(o.Egress, uint32(openPort), uint32(arrivalIf))
 	l.restore()
+	frame := make([]byte, 64)
+	_, err = l.try(arrival{frame: frame, linear: 64, headroom: 0, ifindex: arrivalIf})
+	l.bareRoom = err == nil
+	_, err = l.try(arrival{frame: frame, linear: 60, headroom: testRunHeadroom, ifindex: arrivalIf})
+	l.cutsHead = err == nil
+	l.verdicts = l.counters()
 	return l
+}
+
+// try sends a through the program.
+func (l *lab) try(a arrival) (outcome, error) {
+	meta := testRunHeadroom - a.headroom
+	l.in = append(append(l.in[:0], make([]byte, meta)...), a.frame...)
+	first := meta + len(a.frame)
+	if a.linear < min(len(a.frame), testRunBuffer) {
+		first = meta + a.linear
+	}
+	binary.NativeEndian.PutUint32(l.context[0:], uint32(meta))
+	binary.NativeEndian.PutUint32(l.context[4:], uint32(first))
+	binary.NativeEndian.PutUint32(l.context[12:], a.ifindex)
+	options := ebpf.RunOptions{Data: l.in, DataOut: l.out, Context: l.context[:], Repeat: 1}
+	action, err := l.o.Turnstone.Run(&options)
+	if err != nil {
+		return outcome{}, err
+	}
+	return outcome{action: action, frame: options.DataOut[meta:]}, nil
 }
 
 // restore sets interfaces and next hops as they were in the beginning.
@@ -217,17 +245,10 @@ const testRunHeadroom = 256 - 40
 // run sends a through the program, and yields what came of it. Counters are those since the last run.
 func (l *lab) run(a arrival) outcome {
 	l.Helper()
-	meta := testRunHeadroom - a.headroom
-	in := append(make([]byte, meta, meta+len(a.frame)), a.frame...)
-	binary.NativeEndian.PutUint32(l.context[0:], uint32(meta))
-	binary.NativeEndian.PutUint32(l.context[4:], uint32(len(in)))
-	binary.NativeEndian.PutUint32(l.context[12:], a.ifindex)
-	options := ebpf.RunOptions{Data: in, DataOut: l.out, Context: l.context[:], Repeat: 1}
-	action, err := l.o.Turnstone.Run(&options)
+	o, err := l.try(a)
 	if err != nil {
 		l.Fatalf("run the program: %v", err)
 	}
-	o := outcome{action: action, frame: options.DataOut[meta:]}
 	counters := l.counters()
 	moved := -1
 	for v, c := range counters {
@@ -250,11 +271,10 @@ func (l *lab) run(a arrival) outcome {
 // counters are those of verdicts, over all CPUs.
 func (l *lab) counters() (sum [Verdicts]bpf.TurnstoneCounter) {
 	l.Helper()
-	var each []bpf.TurnstoneCpu
-	if err := l.o.Cpus.Lookup(uint32(0), &each); err != nil {
+	if err := l.o.Cpus.Lookup(uint32(0), &l.cpus); err != nil {
 		l.Fatal(err)
 	}
-	for _, c := range each {
+	for _, c := range l.cpus {
 		for v := range sum {
 			sum[v].Packets += c.Verdicts[v].Packets
 			sum[v].Bytes += c.Verdicts[v].Bytes
@@ -264,14 +284,7 @@ func (l *lab) counters() (sum [Verdicts]bpf.TurnstoneCounter) {
 }
 
 // now is the time by which the program last decided.
-func (l *lab) now() uint64 {
-	l.Helper()
-	var each []bpf.TurnstoneCpu
-	if err := l.o.Cpus.Lookup(uint32(0), &each); err != nil {
-		l.Fatal(err)
-	}
-	return each[l.cpu].Now
-}
+func (l *lab) now() uint64 { return l.cpus[0].Now }
 
 // hold runs a through the program and the model, and fails where they differ in verdict, action, bytes, or
 // counters. It yields what both say.

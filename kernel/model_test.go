@@ -65,6 +65,7 @@ type outcome struct {
 	bytes   uint64 // payload of what is relayed, or dropped for being too much
 	frame   []byte
 	used    []*modelFlow // whose usage counts the packet
+	live    bool         // a flow was found, and is not over
 }
 
 // seen is a datagram taken apart.
@@ -198,6 +199,7 @@ func (m *model) forward(a arrival, s *seen, o *outcome) Verdict {
 	if f == nil {
 		return v
 	}
+	o.live = uint64(f.Deadline) > a.now
 	if v, ok := m.check(s, f, a.now); !ok {
 		return v
 	}
