@@ -34,7 +34,7 @@ func (l *Log) Append(r turn.Record) error {
 	if err != nil {
 		return err
 	}
-	into := l.segment.with(len(raw), l.options.SegmentSize, r.First)
+	into := l.segment.with(len(raw), l.options.SegmentSize, l.chain.headerSize(), r.First)
 	err = l.commit(func(tx *bbolt.Tx) error { return put(tx, into, &l.chain, r.First, raw) })
 	if err != nil {
 		return fmt.Errorf("append at %d: %w", r.First, err)
@@ -112,6 +112,8 @@ func (c *chain) header(first turn.Seq) []byte {
 	}
 	return b
 }
+
+func (c *chain) headerSize() int { return 1 + 8 + len(c.last)*(1+len(c.tree.peaks)) }
 
 // parseHeader is the opposite of header.
 func parseHeader(b []byte) (chain, error) {

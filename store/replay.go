@@ -20,16 +20,17 @@ func (l *Log) replay() (*turn.State, error) {
 	}
 	state, err := l.newestSnapshot(segments)
 	if err != nil || len(segments) == 0 {
-		l.chain, l.segment = chain{}, segment{}
+		l.chain, l.segment = chain{}, segment{page: l.db.Info().PageSize}
 		return state, err
 	}
-	f := following{next: state.Seq() + 1, last: segment{number: segments[len(segments)-1].number}}
+	f := following{next: state.Seq() + 1, last: segment{number: segments[len(segments)-1].number, page: l.db.Info().PageSize}}
 	for _, s := range segments {
 		if s.begin.next() == f.next {
 			f.chain = chain{last: s.begin.last}
 		}
 		f.begin, f.last.first = s.begin, s.begin.next()
 	}
+	f.last.open = []int{f.begin.headerSize() + itemCost}
 	if err := foldInto(state, decoded(f.checked(Raw(fileOf{l}, f.next)))); err != nil {
 		return nil, inFile(l.name(), err)
 	}

@@ -1,50 +1,71 @@
 package store
 
 import (
+	"slices"
+
 	"turnstone/turn"
 )
 
-// segment is the last one, to which records are appended.
+// segment is the last one, to which records are appended, with the pages that bbolt
+// gives it: FillPercent is 1 and one record comes at a time.
 type segment struct {
 	number uint64
 	first  turn.Seq
-	size   int // bytes of pages, from above
-	fill   int // bytes of them that are free in the last page
+	page   int   // bytes of one
+	closed int   // bytes of pages that are full, and of what they take in the branches above
+	open   []int // bytes of the items in the last leaf
 }
 
 const (
-	// itemCost is what bbolt adds to a record: its key and its place in the page.
+	// itemCost is what bbolt adds to a record: its place in the page and its key.
 	itemCost = leafItem + 8
-	// pageShare is what bbolt adds to a page: its head, and its place in the pages above, which have pages above themselves.
-	pageShare = pageHead + 2*(branchItem+8)
-	// segmentPage is the size of a page that sizes are counted in. Those of the file may be larger.
-	segmentPage = 4096
+	// branchCost is what a leaf takes in the branches above, which have branches above themselves.
+	branchCost = branchItem + 8 + 8
+	// leafItems is how many items, of whatever size, a leaf holds before it is split: leafMin at least
+	// go into the first part, leafRest into the other.
+	leafItems, leafMin, leafRest = 4, 2, 3
 )
 
 // with is the segment that a record of n bytes at first goes into: s with that record, or the
-// next one where s would grow over limit.
-func (s segment) with(n, limit int, first turn.Seq) segment {
+// next one where s would grow over limit. Where it is the next one its header takes head bytes.
+func (s segment) with(n, limit, head int, first turn.Seq) segment {
 	into := s
+	into.open = slices.Clone(s.open)
 	into.grow(n)
-	if s.number == 0 || into.size > limit {
-		into = segment{number: s.number + 1, first: first}
+	if s.number == 0 || into.size() > limit {
+		into = segment{number: s.number + 1, first: first, page: s.page, open: []int{head + itemCost}}
 		into.grow(n)
 	}
 	return into
 }
 
-// grow adds a record of n bytes. Small ones share a page; a large one has pages of its own, and
-// may be left alone in them.
-func (s *segment) grow(n int) {
-	n += itemCost
-	if n <= s.fill {
-		s.fill -= n
-		return
+// size is how many bytes of pages s takes.
+func (s *segment) size() int { return s.closed + s.pages(s.open) }
+
+// pages is how many bytes the page of a leaf with items takes, with its place in the branches.
+func (s *segment) pages(items []int) int {
+	n := pageHead
+	for _, i := range items {
+		n += i
 	}
-	pages := (n + pageShare + segmentPage - 1) / segmentPage
-	s.size += pages * segmentPage
-	s.fill = pages*segmentPage - pageShare - n
-	if pages > 1 {
-		s.size, s.fill = s.size+segmentPage, 0
+	return (n+s.page-1)/s.page*s.page + branchCost
+}
+
+// grow adds a record of n bytes, and splits the leaf as bbolt does.
+func (s *segment) grow(n int) {
+	s.open = append(s.open, n+itemCost)
+	for len(s.open) > leafItems {
+		size := pageHead
+		at := 0
+		for at < len(s.open) && (at < leafMin || size+s.open[at] <= s.page) {
+			size += s.open[at]
+			at++
+		}
+		if at == len(s.open) && size < s.page {
+			return
+		}
+		at = min(at, len(s.open)-leafRest)
+		s.closed += s.pages(s.open[:at])
+		s.open = slices.Delete(s.open, 0, at)
 	}
 }

@@ -1,0 +1,182 @@
+package store
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+
+	"turnstone/turn"
+)
+
+func digest(n byte) (d [32]byte) {
+	for i := range d {
+		d[i] = n + byte(i)
+	}
+	return d
+}
+
+var (
+	addr4 = netip.MustParseAddr("192.0.2.7")
+	addr6 = netip.MustParseAddr("2001:db8::7")
+)
+
+// sample is an event whose stored form is kept for ever.
+type sample struct {
+	name  string
+	event turn.Event
+}
+
+// samples has every kind, and the forms of it that differ.
+var samples = []sample{
+	{"AllocationCreated", created(1)},
+	{"AllocationCreated/dual", turn.AllocationCreated{
+		Allocation: 70000, Tx: tx(2), Transport: 17, Username: "1700000000:björn", Realm: "example.org", Lifetime: 3600,
+		FiveTuple: turn.FiveTuple{Client: netip.AddrPortFrom(addr6, 1), Server: netip.AddrPortFrom(addr6, 65535), Protocol: turn.TLS},
+		Relayed:   []netip.AddrPort{netip.AddrPortFrom(addr4, 49152), netip.AddrPortFrom(addr6, 49153)},
+	}},
+	{"AllocationRefreshed", turn.AllocationRefreshed{Allocation: 23, Tx: tx(3), Lifetime: 600}},
+	{"AllocationDeleted", turn.AllocationDeleted{Allocation: 24, Tx: tx(4), Reason: turn.ReasonClient}},
+	{"AllocationExpired", turn.AllocationExpired{Allocation: 256}},
+	{"PermissionInstalled", turn.PermissionInstalled{Allocation: 1, Tx: tx(5), Peer: addr4}},
+	{"PermissionInstalled/ipv6", turn.PermissionInstalled{Allocation: 1, Tx: tx(5), Peer: addr6}},
+	{"PermissionExpired", turn.PermissionExpired{Allocation: 1, Peer: addr4}},
+	{"PermissionRevoked", turn.PermissionRevoked{Allocation: 1, Peer: addr6, Reason: turn.ReasonPolicy}},
+	{"ChannelBound", bound(1, 0x4000)},
+	{"ChannelBound/ipv6", turn.ChannelBound{Allocation: 1, Tx: tx(6), Channel: 0x7FFF, Peer: netip.AddrPortFrom(addr6, 5000)}},
+	{"ChannelExpired", turn.ChannelExpired{Allocation: 1, Channel: 0x4000}},
+	{"ChannelRevoked", turn.ChannelRevoked{Allocation: 1, Channel: 0x4FFF, Reason: turn.ReasonPolicy}},
+	{"UsageRecorded", turn.UsageRecorded{
+		Allocation: 1, Channel: 0x4000, Peer: netip.AddrPortFrom(addr4, 4000), Path: turn.PathKernel,
+		ToPeer: turn.Count{Packets: 1, Bytes: 160}, ToClient: turn.Count{Packets: math.MaxUint64, Bytes: 1 << 32},
+	}},
+	{"UsageRecorded/indications", turn.UsageRecorded{Allocation: 1, Path: turn.PathUserspace}},
+	{"RefusalsCounted", turn.RefusalsCounted{Others: 9, Refusals: []turn.Refusal{{Client: addr4, Username: "alice", Method: 3, Code: 486, Count: 2}}}},
+	{"EpochBegan", turn.EpochBegan{Log: turn.LogID{1, 2, 3}, Epoch: 1}},
+	{"ServerStarted", turn.ServerStarted{Version: "v0.1.0", PID: 4711}},
+	{"ServerStopped", turn.ServerStopped{Signal: "terminated"}},
+	{"ConfigChanged", turn.ConfigChanged{Digest: digest(1)}},
+	{"ClockWentBack", turn.ClockWentBack{Nanoseconds: 1_500_000_000}},
+	{"LogRecovered", turn.LogRecovered{Cause: "append at 7: input/output error"}},
+	{"SegmentSealed", turn.SegmentSealed{Segment: 3, First: 1000, Last: 1999, Chain: digest(2), Root: digest(3)}},
+	{"SegmentRetired", turn.SegmentRetired{Segment: 3}},
+	{"SnapshotTaken", turn.SnapshotTaken{At: 1999, Digest: digest(4), Size: 262145}},
+	{"ProgramAttached", turn.ProgramAttached{Interface: "eth0", Mode: "native", Layout: digest(5)}},
+	{"ProgramReplaced", turn.ProgramReplaced{Interface: "eth0", From: digest(5), To: digest(6)}},
+	{"DriftRepaired", turn.DriftRepaired{What: "index", Added: 1, Changed: 2, Removed: 3}},
+}
+
+// traffic makes records that a log could hold: each event fits the state that those before it leave.
+type traffic struct {
+	rng    *rand.Rand
+	state  *turn.State
+	moment turn.Moment
+	live   []turn.AllocationID
+	last   int // allocation
+	most   int // allocations alive at a time
+}
+
+func newTraffic(seed uint64, s *turn.State, most int) *traffic {
+	t := &traffic{rng: rand.New(rand.NewPCG(seed, 1)), state: s, moment: at(0), most: most}
+	if s.Seq() > 0 {
+		t.moment = s.Moment()
+	}
+	for a := range s.Allocations() {
+		t.live = append(t.live, a.ID)
+		t.last = int(a.ID)
+	}
+	return t
+}
+
+// record is the next record, of at most most events, already folded into the state.
+func (t *traffic) record(most int) turn.Record {
+	step := int64(1 + t.rng.IntN(20_000_000))
+	t.moment.Uptime, t.moment.Wall = t.moment.Uptime+time.Duration(step), t.moment.Wall+step
+	if t.rng.IntN(200) == 0 { // another boot, now and then with a clock that went back
+		t.moment.Boot = turn.BootID{byte(t.rng.Uint32()), byte(t.rng.Uint32()), 1}
+		t.moment.Uptime = time.Duration(int64(t.rng.IntN(1e9)))
+		t.moment.Wall += int64(t.rng.IntN(100e9)) - 10e9
+	}
+	r := turn.Record{First: t.state.Seq() + 1, Moment: t.moment}
+	t.state.Begin(t.moment)
+	for n := 1 + t.rng.IntN(most); len(r.Events) < n; {
+		e := t.event()
+		if e == nil {
+			continue
+		}
+		if err := t.state.Apply(e); err != nil {
+			panic(err)
+		}
+		r.Events = append(r.Events, e)
+	}
+	return r
+}
+
+// event is one that fits, or nil.
+func (t *traffic) event() turn.Event {
+	if t.state.Seq() == 0 {
+		return turn.EpochBegan{Log: turn.LogID{7}, Epoch: 1}
+	}
+	roll := t.rng.IntN(100)
+	if len(t.live) == 0 || roll < 20 && len(t.live) < t.most {
+		t.last++
+		t.live = append(t.live, turn.AllocationID(t.last))
+		e := created(t.last)
+		e.Username = fmt.Sprintf("user%d", t.last%50)
+		return e
+	}
+	i := t.rng.IntN(len(t.live))
+	a := t.state.Allocation(t.live[i])
+	id := a.ID
+	switch {
+	case roll < 30:
+		return turn.AllocationRefreshed{Allocation: id, Tx: t.tx(), Lifetime: uint32(600 + t.rng.IntN(3000))}
+	case roll < 42:
+		t.live[i] = t.live[len(t.live)-1]
+		t.live = t.live[:len(t.live)-1]
+		if roll&1 == 0 {
+			return turn.AllocationExpired{Allocation: id}
+		}
+		return turn.AllocationDeleted{Allocation: id, Tx: t.tx(), Reason: turn.Reason(1 + t.rng.IntN(9))}
+	case roll < 55:
+		return turn.PermissionInstalled{Allocation: id, Tx: t.tx(), Peer: t.peer().Addr()}
+	case roll < 80:
+		n := turn.ChannelNumber(0x4000 + t.rng.IntN(4))
+		e := bound(int(id), n)
+		e.Tx = t.tx()
+		return e
+	case roll < 84 && len(a.Channels) > 0:
+		c := a.Channels[t.rng.IntN(len(a.Channels))]
+		return turn.ChannelExpired{Allocation: id, Channel: c.Number}
+	case roll < 87 && len(a.Permissions) > 0:
+		p := a.Permissions[t.rng.IntN(len(a.Permissions))]
+		return turn.PermissionExpired{Allocation: id, Peer: p.Peer}
+	case roll < 97:
+		n := t.rng.Uint64N(1 << 40)
+		return turn.UsageRecorded{
+			Allocation: id, Channel: 0x4000, Peer: t.peer(), Path: turn.PathUserspace,
+			ToPeer: turn.Count{Packets: n, Bytes: n * 160}, ToClient: turn.Count{Packets: n / 2, Bytes: n * 80},
+		}
+	case roll == 97:
+		return turn.ServerStarted{Version: strings.Repeat("v", t.rng.IntN(40)), PID: t.rng.Uint32()}
+	case roll == 98:
+		return turn.ConfigChanged{Digest: digest(byte(t.rng.Uint32()))}
+	}
+	return turn.RefusalsCounted{Others: t.rng.Uint64N(100)}
+}
+
+func (t *traffic) tx() (id turn.TransactionID) {
+	for i := range id {
+		id[i] = byte(t.rng.Uint32())
+	}
+	return id
+}
+
+func (t *traffic) peer() netip.AddrPort {
+	if t.rng.IntN(4) == 0 {
+		return netip.AddrPortFrom(addr6, uint16(1+t.rng.IntN(3)))
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(t.rng.IntN(5))}), 4000)
+}
