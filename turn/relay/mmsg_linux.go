@@ -66,12 +66,16 @@ func (in *inbox) receive(fd, first int) (int, unix.Errno) {
 		h := &in.headers[i].hdr
 		h.Namelen, h.Controllen, h.Flags = unix.SizeofSockaddrInet6, controlSize, 0
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.headers[first])),
-		uintptr(slots-first), unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0, errno
+	for tries := 0; ; tries++ {
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.headers[first])),
+			uintptr(slots-first), unix.MSG_DONTWAIT, 0, 0)
+		if errno == 0 {
+			return int(n), 0
+		}
+		if errno == unix.EAGAIN || tries > 0 { // else it told of what was sent before, and is told now
+			return 0, errno
+		}
 	}
-	return int(n), 0
 }
 
 // datagram is what slot i received. Its data is good until the slot is received into again.
