@@ -222,18 +222,6 @@ func (s *attachments) place(a *attachment) error {
 	return nil
 }
 
-// replace puts another program of the same layout in force everywhere.
-func (s *attachments) replace(prog *ebpf.Program) error {
-	var errs []error
-	for _, a := range s.at {
-		if a.pinned != nil {
-			errs = append(errs, a.pinned.Update(prog))
-		}
-	}
-	s.prog = prog
-	return errors.Join(errs...)
-}
-
 // detach takes the program off an interface.
 func (s *attachments) detach(a *attachment) {
 	if a.pinned != nil {

@@ -20,10 +20,10 @@ type Router struct {
 	feed     *feed
 
 	links      links
-	addresses  map[netip.Addr]int // of this host, to the lowest ifindex that has it
-	fib        *fib               // nil where it is too large to follow: the kernel is asked then
-	large      bool               // the fib is, once and for all
-	answers    map[endpoints]answer    // of the kernel
+	addresses  map[netip.Addr]int   // of this host, to the lowest ifindex that has it
+	fib        *fib                 // nil where it is too large to follow: the kernel is asked then
+	large      bool                 // the fib is, once and for all
+	answers    map[endpoints]answer // of the kernel
 	lowered    map[netip.Addr]bool
 	neighbours map[neighbourKey]neighbour
 	mine       map[neighbourKey]bool // neighbours that are here for us

@@ -129,7 +129,7 @@ func (g *ledger) askMany(ctx context.Context, again *stun.Message, n int) {
 	for i := 1; i < n; i++ {
 		peer := addr(fmt.Sprintf("127.0.%d.%d:%d", 3+i/250, 1+i%250, 4000+i))
 		channel := uint16(0x4000 + i)
-		ok := false
+		var ok bool
 		switch i % 4 {
 		case 0:
 			ok = g.ask(ctx, c.request(stun.MethodRefresh, lifetime(900)), func(*grants, *stun.Message) {})

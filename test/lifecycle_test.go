@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -82,7 +83,7 @@ func TestPortTakenMeanwhile(t *testing.T) {
 	if want := fmt.Sprintf(`"allocation":%d,`, id); strings.Count(d.log(), want) != 1 {
 		t.Errorf("got %d lines with %s in the log, want 1", strings.Count(d.log(), want), want)
 	}
-	if _, err := unlucky.call(unlucky.request(stun.MethodRefresh)); err != refusal(437) {
+	if _, err := unlucky.call(unlucky.request(stun.MethodRefresh)); !errors.Is(err, refusal(437)) {
 		t.Errorf("refresh of the allocation that ended: got %v, want 437", err)
 	}
 	if again := unlucky.allocate(); again == relayed {
