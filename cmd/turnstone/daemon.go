@@ -14,6 +14,7 @@ import (
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/config"
+	"turnstone/kernel"
 	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
@@ -32,16 +33,18 @@ type running struct {
 
 // served is a daemon as it runs.
 type served struct {
-	load    loader
-	now     atomic.Pointer[running]
-	key     [32]byte // of nonces
-	store   *store.Log
-	relay   *relay.Server
-	log     zerolog.Logger
-	clock   func() turn.Moment
-	started time.Time
-	drained atomic.Bool
-	reload  sync.Mutex // one reload at a time
+	load      loader
+	now       atomic.Pointer[running]
+	key       [32]byte // of nonces
+	store     *store.Log
+	relay     *relay.Server
+	kernel    *kernel.Datapath // nil: userspace relays everything
+	userspace string           // why it does
+	log       zerolog.Logger
+	clock     func() turn.Moment
+	started   time.Time
+	drained   atomic.Bool
+	reload    sync.Mutex // one reload at a time
 }
 
 // settings are what the relay runs by, and the ICE servers to print for a demo.
@@ -84,7 +87,7 @@ func (d *served) Status(ctx context.Context) (admin.Status, error) {
 	st := admin.Status{
 		Version: version(), PID: os.Getpid(), Started: d.started.UTC(), Ready: d.relay.Ready(), Draining: d.drained.Load(),
 		Listeners: listenURLs(r), Realm: r.Gate.Realm, Data: r.Data,
-		Kernel: "userspace: this version has no XDP program", Room: d.store.Room().String(),
+		Kernel: d.datapath(), Room: d.store.Room().String(),
 		ToPeer:   turn.Count{Packets: c.ToPeerPackets, Bytes: c.ToPeerBytes},
 		ToClient: turn.Count{Packets: c.ToClientPackets, Bytes: c.ToClientBytes}, Drops: c.Drops,
 	}

@@ -71,9 +71,6 @@ func serve(ctx context.Context, load loader, cause func() string, stdout, stderr
 func (d *served) serve(ctx context.Context, cause func() string, stdout io.Writer) (err error) {
 	r := d.now.Load().resolved
 	tuneProcess(d.log)
-	if err := d.kernelMode(r); err != nil {
-		return err
-	}
 	if d.clock, err = relay.HostClock(); err != nil {
 		return err
 	}
@@ -103,6 +100,12 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	if err != nil {
 		return err
 	}
+	if err := d.openKernel(r, state.Clone()); err != nil {
+		return err
+	}
+	if d.kernel != nil {
+		d.relay.Carry(d.kernel)
+	}
 	return d.run(ctx, cause, sealed, demo, stdout)
 }
 
@@ -120,10 +123,21 @@ func (d *served) run(ctx context.Context, cause func() string, sealed uint64, de
 	group, inner := errgroup.WithContext(ctx)
 	aside, stopAside := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopAside()
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	group.Go(func() error {
+		<-inner.Done()
+		d.flushKernel()
+		stopServing()
+		return nil
+	})
 	group.Go(func() error {
 		defer stopAside()
-		return d.relay.Run(inner, cause)
+		return d.relay.Run(serving, cause)
 	})
+	if d.kernel != nil {
+		group.Go(func() error { return d.kernel.Run(aside, d.relay.Record) })
+	}
 	group.Go(func() error { return admin.NewServer(d, d.store, d.clock).Serve(aside, socket) })
 	group.Go(func() error { return ignoreEnd(d.store.Background(aside, sealed, d.relay.Record)) })
 	group.Go(func() error { return d.watchSignals(aside) })
@@ -175,17 +189,6 @@ func (d *served) watchCrashes(data string) {
 	if last != "" {
 		d.log.Error().Str("crash", crash.Headline(last)).Str("file", crash.LastFile(data)).Msg("the run before this one crashed")
 	}
-}
-
-// kernelMode says what becomes of the wish for the kernel.
-func (d *served) kernelMode(r config.Resolved) error {
-	switch r.Kernel.Mode {
-	case "required":
-		return errors.New("kernel.mode is required, and this version relays in userspace only")
-	case "auto":
-		d.log.Info().Str("reason", "this version has no XDP program").Msg("relaying in userspace")
-	}
-	return nil
 }
 
 // watchdog tells systemd that the daemon lives, where it asks for that.
