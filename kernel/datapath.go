@@ -95,11 +95,14 @@ func Open(c Config) (d *Datapath, err error) {
 			err = errors.Join(err, d.close())
 		}
 	}()
-	_ = rlimit.RemoveMemlock() // needed before Linux 5.11 only
-	if d.pins, err = openPins(c.Root, c.Instance); err != nil {
+	if d.router, err = NewRouter(); err != nil {
 		return d, err
 	}
-	if d.router, err = NewRouter(); err != nil {
+	if err := d.fit(); err != nil {
+		return d, err
+	}
+	_ = rlimit.RemoveMemlock() // needed before Linux 5.11 only
+	if d.pins, err = openPins(c.Root, c.Instance); err != nil {
 		return d, err
 	}
 	if err := d.load(); err != nil {
@@ -188,7 +191,7 @@ func (d *Datapath) take() error {
 	if err != nil {
 		return err
 	}
-	d.plan()
+	d.attached.plan(d.links())
 	d.r.full()
 	d.r.gateways.loaded()
 	if err := d.attached.attach(); err != nil {
@@ -247,9 +250,8 @@ func (d *Datapath) oops() error {
 	return nil
 }
 
-// plan works out the interfaces that the configuration and the addresses ask for.
-func (d *Datapath) plan() {
-	var links []Link
+// links are the interfaces that the configuration and the addresses ask for.
+func (d *Datapath) links() (links []Link) {
 	add := func(l Link, ok bool) {
 		if ok && l.Kind == LinkVLAN {
 			if lower, found := d.router.Link(l.Parent); found {
@@ -263,15 +265,28 @@ func (d *Datapath) plan() {
 	for _, name := range d.config.Interfaces {
 		add(d.router.LinkByName(name))
 	}
-	if len(d.config.Interfaces) == 0 {
-		for _, l := range d.config.Listeners {
-			add(d.router.LinkByAddress(l.Addr()))
-		}
-		for _, a := range d.config.Relays {
-			add(d.router.LinkByAddress(a))
-		}
+	if len(d.config.Interfaces) > 0 {
+		return links
 	}
-	d.attached.plan(links)
+	for _, l := range d.config.Listeners {
+		add(d.router.LinkByAddress(l.Addr()))
+	}
+	for _, a := range d.config.Relays {
+		add(d.router.LinkByAddress(a))
+	}
+	return links
+}
+
+// fit says at once where no interface will do.
+func (d *Datapath) fit() error {
+	var none []Interface
+	for _, l := range d.links() {
+		if l.Unfit == "" {
+			return nil
+		}
+		none = append(none, Interface{Name: l.Name, Index: l.Index, Reason: l.Unfit})
+	}
+	return &UnavailableError{none}
 }
 
 // host is what the flows depend on besides the log.

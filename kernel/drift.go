@@ -186,6 +186,9 @@ func (r *reconciler) clearAll() {
 		list = append(list, h)
 	}
 	r.revoke(list)
+	for i := range r.slots.retiring { // what was counted there is about the other log's allocations
+		r.slots.retiring[i].binding = binding{}
+	}
 	clear(r.tallies)
 	*r.t.meta = bpf.TurnstoneProjection{}
 }

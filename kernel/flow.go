@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"fmt"
 	"hash/fnv"
 	"net/netip"
 	"time"
@@ -37,6 +38,17 @@ func (k Kind) String() string {
 
 // MarshalText is String.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText is the opposite of MarshalText.
+func (k *Kind) UnmarshalText(b []byte) error {
+	for _, v := range []Kind{ToPeer, ToClient, Guard} {
+		if v.String() == string(b) {
+			*k = v
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no kind of flow", b)
+}
 
 // flowLocalPeer is FLOW_LOCAL_PEER of the program.
 const flowLocalPeer = 1

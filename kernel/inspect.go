@@ -100,9 +100,16 @@ func (p *Pinned) read(t *tables) error {
 	return nil
 }
 
+// What a Difference is.
+const (
+	Missing = "missing" // the log grants it and the kernel lacks it: userspace relays it
+	Extra   = "extra"   // the kernel has it and the log does not grant it
+	Changed = "changed" // the kernel's says other than the log
+)
+
 // Difference is a flow about which the kernel and the log are not of one mind.
 type Difference struct {
-	What       string            `json:"what"` // "missing", "extra" or "changed"
+	What       string            `json:"what"`
 	Kind       Kind              `json:"kind"`
 	Allocation turn.AllocationID `json:"allocation"`
 	Key        string            `json:"key"`
@@ -112,11 +119,11 @@ type Difference struct {
 // Compare holds what is pinned against a state. A flow the log does not grant is extra, one that says other
 // than the log is changed. What the log grants and the kernel lacks is missing, which is no error by
 // itself: routes and interfaces have a say in it, and userspace relays it.
-func (p *Pinned) Compare(s *turn.State, relays []netip.Addr) []Difference {
+func (p *Pinned) Compare(s *turn.State) []Difference {
 	var out []Difference
 	seen := map[Key]bool{}
 	for a := range s.Allocations() {
-		for _, w := range desired(a, anywhere(relays)) {
+		for _, w := range desired(a, anywhere{}) {
 			if w.reason != "" {
 				continue
 			}
@@ -128,7 +135,7 @@ func (p *Pinned) Compare(s *turn.State, relays []netip.Addr) []Difference {
 	}
 	for k, f := range p.flows {
 		if !seen[k] && f.Allocation != 0 {
-			out = append(out, difference("extra", &f, "the log does not grant it"))
+			out = append(out, difference(Extra, &f, "the log does not grant it"))
 		}
 	}
 	slices.SortFunc(out, func(a, b Difference) int {
@@ -141,12 +148,12 @@ func (p *Pinned) differs(want *Flow) (Difference, bool) {
 	have, ok := p.flows[want.Key]
 	switch {
 	case !ok:
-		return difference("missing", want, "relayed in userspace"), true
+		return difference(Missing, want, "relayed in userspace"), true
 	case have.Deadline != want.Deadline:
-		return difference("changed", want, fmt.Sprintf("deadline %v, the log says %v", have.Deadline, want.Deadline)), true
+		return difference(Changed, want, fmt.Sprintf("deadline %v, the log says %v", have.Deadline, want.Deadline)), true
 	case have.Kind != want.Kind, have.Allocation != want.Allocation, have.Source != want.Source,
 		have.Destination != want.Destination, have.OutChannel != want.OutChannel:
-		return difference("changed", want, fmt.Sprintf("%v to %v for allocation %d", have.Source, have.Destination, have.Allocation)), true
+		return difference(Changed, want, fmt.Sprintf("%v to %v for allocation %d", have.Source, have.Destination, have.Allocation)), true
 	}
 	return Difference{}, false
 }
@@ -162,12 +169,12 @@ func difference(what string, f *Flow, detail string) Difference {
 	return Difference{What: what, Kind: f.Kind, Allocation: f.Allocation, Key: key, Detail: detail}
 }
 
-// anywhere are surroundings in which every flow finds its way, by relay addresses.
-type anywhere []netip.Addr
+// anywhere are surroundings in which every flow finds its way.
+type anywhere struct{}
 
 func (anywhere) arrival(netip.Addr) (uint16, Reason)          { return 0, "" }
 func (anywhere) route(netip.Addr, netip.Addr) (Route, Reason) { return Route{}, "" }
-func (w anywhere) isRelay(a netip.Addr) bool                  { return slices.Contains(w, a) }
+func (anywhere) isRelay(netip.Addr) bool                      { return false }
 func (anywhere) metered() bool                                { return false }
 
 // Detach takes the program off every interface of an instance and unpins all of it: nothing is relayed by the

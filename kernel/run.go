@@ -197,7 +197,7 @@ func touched(a *turn.Allocation, c *Change) bool {
 
 // relink starts over with the interfaces: one came, went or changed.
 func (d *Datapath) relink() {
-	d.plan()
+	d.attached.plan(d.links())
 	if err := d.attached.attach(); err != nil {
 		d.log.Warn().Err(err).Msg("not every interface takes the program")
 	}

@@ -15,6 +15,8 @@ type Seq uint64
 // from 1. It is never used again.
 type AllocationID uint64
 
+func (id AllocationID) String() string { return strconv.FormatUint(uint64(id), 10) }
+
 // TransactionID is a STUN transaction id (RFC 8489 section 5).
 type TransactionID [12]byte
 

@@ -56,7 +56,10 @@ func allocationShow(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return showAllocation(cmd, o.format, a)
+			if err := showAllocation(cmd, o.format, a); err != nil {
+				return err
+			}
+			return o.showCarried(cmd, id)
 		},
 	}
 	o.logFlags(cmd)
@@ -77,6 +80,23 @@ func showAllocation(cmd *cobra.Command, f output.Format, a admin.Allocation) err
 		return err
 	}
 	return output.Section(out, f, "usage recorded in the log", a.Usage)
+}
+
+// showCarried says of the channels of an allocation whether the kernel relays them, where there is a
+// daemon to ask and a table to put it in.
+func (o *options) showCarried(cmd *cobra.Command, id turn.AllocationID) error {
+	if o.db != "" {
+		return nil
+	}
+	client, err := o.client()
+	if err != nil {
+		return err
+	}
+	list, err := client.Carries(cmd.Context(), id)
+	if err != nil {
+		return nil //nolint:nilerr // the daemon is away: nobody knows
+	}
+	return output.Section(cmd.OutOrStdout(), o.format, "relayed by the kernel", list)
 }
 
 type closedRow struct {

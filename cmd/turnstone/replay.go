@@ -29,6 +29,7 @@ type replayed struct {
 func replayCommand(o *options) *cobra.Command {
 	var at string
 	var to uint64
+	var diffMaps bool
 	cmd := &cobra.Command{
 		Use: "replay --at TIME | --to SEQ", Short: "Show the state at any moment of the log", Args: cobra.NoArgs,
 		Long: "Folds the log up to a moment and shows who was there. --at takes RFC 3339 or a duration before now, such as\n10m, and means the last record whose predecessors are all of then or before; --to takes a sequence, and means\nthe last record that ends at or before it. What was overdue then is shown as overdue. Without either it is the\nend of the log. The digest is of the whole state: two logs with the same one hold the same.",
@@ -59,11 +60,20 @@ func replayCommand(o *options) *cobra.Command {
 				return err
 			}
 			remark(cmd, s, next, turn.Seq(to))
+			if diffMaps {
+				list, err := o.comparePinned(s)
+				if err != nil {
+					return err
+				}
+				return showDifferences(cmd, o.format, list)
+			}
 			return showState(cmd, o.format, s, when)
 		},
 	}
 	cmd.Flags().StringVar(&at, "at", "", "The moment: `TIME` in RFC 3339, or how long ago.")
 	cmd.Flags().Uint64Var(&to, "to", 0, "The sequence `SEQ`.")
+	cmd.Flags().BoolVar(&diffMaps, "diff-maps", false, "Hold the state against the kernel's live maps instead of showing it; exits 3 where they relay what it does not grant.")
+	cmd.Flags().StringVar(&o.kernel, "kernel-instance", "", "`NAME` of the pins, for --diff-maps; default: as configured.")
 	o.logFlags(cmd)
 	o.outputFlag(cmd)
 	return cmd

@@ -101,6 +101,7 @@ type options struct {
 	data   string
 	socket string
 	db     string
+	kernel string
 	cause  func() string
 }
 
@@ -110,7 +111,7 @@ const helpWidth = 110
 func newRoot(cause func() string) *cobra.Command {
 	o := &options{cause: cause}
 	root := group("turnstone", "A TURN relay whose state is an event log",
-		serveCommand(o), statusCommand(o), allocationCommand(o), replayCommand(o), logCommand(o), migrateCommand(o),
+		serveCommand(o), statusCommand(o), allocationCommand(o), replayCommand(o), logCommand(o), kernelCommand(o), migrateCommand(o),
 		credentialsCommand(o), checkConfigCommand(o), reloadCommand(o), drainCommand(o), versionCommand(o), manCommand(),
 	)
 	root.Long = "Turnstone relays for clients that cannot reach each other (TURN, RFC 8656). All it grants is in an event\nlog, so it survives its own death and can say afterwards who relayed to whom.\n\nExit codes: 0 good, 1 failure, 2 a wrong command line or configuration, 3 a verification found a mismatch,\n4 the daemon cannot be reached."
@@ -167,6 +168,12 @@ func (o *options) daemonFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&o.socket, "admin-socket", "", "Admin socket `PATH` of the daemon; default: admin.sock in the data directory.")
 }
 
+// kernelFlags say where the daemon is and under what name it has its pins.
+func (o *options) kernelFlags(cmd *cobra.Command) {
+	o.daemonFlags(cmd)
+	cmd.Flags().StringVar(&o.kernel, "kernel-instance", "", "`NAME` of the pins, where no daemon answers; default: as configured.")
+}
+
 // logFlags say where the log is.
 func (o *options) logFlags(cmd *cobra.Command) {
 	o.daemonFlags(cmd)
@@ -184,6 +191,9 @@ func (o *options) located() (config.Config, error) {
 	}
 	if o.socket != "" {
 		c.AdminSocket = o.socket
+	}
+	if o.kernel != "" {
+		c.Kernel.Instance = o.kernel
 	}
 	return c, nil
 }

@@ -23,6 +23,7 @@ type Daemon interface {
 	CloseAllocation(ctx context.Context, id turn.AllocationID) error
 	Reload(ctx context.Context) (restart []string, err error)
 	Drain(ctx context.Context, on bool) error
+	Kernel
 }
 
 // Server serves the admin interface.
@@ -51,6 +52,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, struct{}{}, s.daemon.Drain(r.Context(), r.FormValue("on") != "false"))
 	})
+	kernelRoutes(mux, d)
 	s.http = http.Server{Handler: crash.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
 	return s
 }
