@@ -104,6 +104,18 @@ func (s *attachments) port(ifindex int) (port uint32, buffers bool, why Reason) 
 	return slotOf(ifindex), a.link.Kind == LinkVeth && a.mode == XDPNative, ""
 }
 
+// placeAll lets the program know the interfaces, before it is on any of them.
+func (s *attachments) placeAll() {
+	for _, a := range s.at {
+		if a.reason != "" || a.pinned != nil {
+			continue
+		}
+		if err := s.place(a); err != nil {
+			a.reason = Reason(err.Error())
+		}
+	}
+}
+
 // attach attaches the program where it is not, and replaces the one of an earlier run.
 func (s *attachments) attach() error {
 	var errs []error
@@ -121,9 +133,6 @@ func (s *attachments) attach() error {
 }
 
 func (s *attachments) attachOne(a *attachment) error {
-	if err := s.place(a); err != nil {
-		return err
-	}
 	done, err := s.takeOver(a)
 	if done || err != nil {
 		return err

@@ -192,12 +192,14 @@ func (d *Datapath) take() error {
 		return err
 	}
 	d.attached.plan(d.links())
+	d.attached.placeAll()
 	d.r.full()
+	d.resolveAll()
 	d.r.gateways.loaded()
 	if err := d.attached.attach(); err != nil {
 		d.log.Warn().Err(err).Msg("not every interface takes the program")
 	}
-	d.resolveAll()
+	d.resolveAll() // by what mode and abilities each interface turned out to have
 	if d.carries() == 0 {
 		return d.nothingAttached()
 	}

@@ -29,6 +29,7 @@ type reconciler struct {
 	waiting   map[turn.AllocationID]struct{}       // have something absent that may find room
 	listeners []netip.AddrPort
 	until     map[netip.AddrPort]time.Duration // the last deadline on a listener
+	stale     bool                             // until may be later than that
 
 	dirty bool // a write failed: the maps may be anything
 	errs  []error
@@ -75,7 +76,12 @@ func (r *reconciler) apply(rec turn.Record) error {
 	}
 	d.write()
 	for id := range touched {
-		r.raise(r.state.Allocation(id))
+		a := r.state.Allocation(id)
+		r.raise(a)
+		r.stale = r.stale || a == nil
+	}
+	if r.state.Len() == 0 {
+		clear(r.until)
 	}
 	r.guardListeners()
 	return nil
@@ -121,6 +127,16 @@ func (r *reconciler) full() {
 		d.allocation(a.ID)
 	}
 	d.write()
+	r.stale = true
+	r.lowerListeners()
+}
+
+// lowerListeners brings the guards of the listeners back to what the allocations that are left need.
+func (r *reconciler) lowerListeners() {
+	if !r.stale {
+		return
+	}
+	r.stale = false
 	clear(r.until)
 	for a := range r.state.Allocations() {
 		r.raise(a)

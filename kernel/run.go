@@ -198,6 +198,7 @@ func touched(a *turn.Allocation, c *Change) bool {
 // relink starts over with the interfaces: one came, went or changed.
 func (d *Datapath) relink() {
 	d.attached.plan(d.links())
+	d.attached.placeAll()
 	if err := d.attached.attach(); err != nil {
 		d.log.Warn().Err(err).Msg("not every interface takes the program")
 	}
@@ -275,6 +276,9 @@ func (d *Datapath) tick() {
 		d.keepNeighbours()
 	case len(d.r.waiting) > 0:
 		d.r.retry()
+	}
+	if d.ticks%walkEvery == 0 {
+		d.r.lowerListeners()
 	}
 	if d.ticks%walkEvery == 0 && !d.walking {
 		d.walking = true

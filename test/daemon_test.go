@@ -221,6 +221,13 @@ type status struct {
 	Seq         uint64 `json:"seq"`
 	Room        string `json:"room"`
 	Allocations int    `json:"allocations"`
+	ToPeer      count  `json:"to_peer"` // in userspace
+	ToClient    count  `json:"to_client"`
+}
+
+type count struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
 }
 
 func (d *daemon) status() status {

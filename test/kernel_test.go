@@ -1,0 +1,593 @@
+package test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"turnstone/internal/testenv"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/pion/stun/v3"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// pinsRoot is where daemons pin.
+const pinsRoot = "/sys/fs/bpf/turnstone"
+
+// lab is a relay between two networks: clients on one side of it, peers on the other.
+type lab struct {
+	t                    *testing.T
+	clients, relay, peer *space
+	instance             string
+}
+
+// Addresses of the lab.
+const (
+	labServer4, labServer6 = "192.0.2.1", "2001:db8:1::1"
+	labClient4, labClient6 = "192.0.2.2", "2001:db8:1::2"
+	labRelay4, labRelay6   = "198.51.100.1", "2001:db8:2::1"
+	labPeer4, labPeer6     = "198.51.100.2", "2001:db8:2::2"
+)
+
+var labs atomic.Int32
+
+// newLab joins three spaces. What an earlier run of the test left pinned is removed, and what this one leaves too.
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	l := &lab{t: t, clients: newSpace(t), relay: newSpace(t), peer: newSpace(t)}
+	l.instance = fmt.Sprintf("test-%d-%d", os.Getpid(), labs.Add(1))
+	l.join(l.clients, []string{labClient4 + "/24", labClient6 + "/64"}, "relay0", []string{labServer4 + "/24", labServer6 + "/64"})
+	l.join(l.peer, []string{labPeer4 + "/24", labPeer6 + "/64"}, "relay1", []string{labRelay4 + "/24", labRelay6 + "/64"})
+	t.Cleanup(func() {
+		if err := os.RemoveAll(filepath.Join(pinsRoot, l.instance)); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// join joins a space to the relay by a veth. Both ends calculate checksums themselves, and the far end has a program,
+// without which what is sent natively would never arrive.
+func (l *lab) join(far *space, farAddrs []string, name string, nearAddrs []string) {
+	l.t.Helper()
+	l.relay.do(func() error {
+		return netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "far0", PeerNamespace: netlink.NsFd(far.net),
+		})
+	})
+	l.relay.do(func() error { return setUp(name, nearAddrs) })
+	far.do(func() error { return errors.Join(setUp("far0", farAddrs), passAll(l.t, "far0")) })
+}
+
+func setUp(name string, addrs []string) error {
+	if err := checksumsBySoftware(name); err != nil {
+		return err
+	}
+	nic, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		parsed, err := netlink.ParseAddr(a)
+		if err != nil {
+			return err
+		}
+		parsed.Flags = unix.IFA_F_NODAD
+		if err := netlink.AddrAdd(nic, parsed); err != nil {
+			return fmt.Errorf("add %s to %s: %w", a, name, err)
+		}
+	}
+	return netlink.LinkSetUp(nic)
+}
+
+// checksumsBySoftware turns transmit checksum offload off, as ethtool -K NAME tx off does: with it a
+// program sees half a checksum.
+func checksumsBySoftware(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	value := struct{ command, data uint32 }{unix.ETHTOOL_STXCSUM, 0}
+	request := struct {
+		name  [unix.IFNAMSIZ]byte
+		value unsafe.Pointer
+		_     [16]byte
+	}{value: unsafe.Pointer(&value)}
+	copy(request.name[:], name)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
+		return fmt.Errorf("turn checksum offload of %s off: %w", name, errno)
+	}
+	return nil
+}
+
+// passAll attaches a program that passes everything to name, for as long as the test runs.
+func passAll(t *testing.T, name string) error {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+		Flags: unix.BPF_F_XDP_HAS_FRAGS,
+	})
+	if err != nil {
+		return err
+	}
+	nic, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	on, err := link.AttachXDP(link.XDPOptions{Program: p, Interface: nic.Index, Flags: link.XDPDriverMode})
+	if err != nil {
+		return errors.Join(err, p.Close())
+	}
+	t.Cleanup(func() { _ = errors.Join(on.Close(), p.Close()) })
+	return nil
+}
+
+// start starts a daemon of the lab.
+func (l *lab) start(flags ...string) *daemon {
+	l.t.Helper()
+	all := append([]string{
+		"--listen", "udp://" + labServer4 + ":3478", "--listen", "udp://[" + labServer6 + "]:3478",
+		"--relay-ip", labRelay4, "--relay-ip", labRelay6, "--realm", realm, "--user", username + ":" + password,
+		"--allow-peer", "198.51.100.0/24", "--allow-peer", "2001:db8:2::/64", "--metrics", "off",
+		"--kernel", "required", "--xdp", "native", "--kernel-instance", l.instance, "--kernel-max-channels", "1024",
+	}, flags...)
+	return startDaemon(l.t, l.relay, all...)
+}
+
+type kernelStatus struct {
+	Applied    uint64 `json:"applied"`
+	Lag        uint64 `json:"lag"`
+	Flows      int    `json:"flows"`
+	Unresolved int    `json:"unresolved"`
+	Drift      struct{ Added, Changed, Removed uint64 }
+	Interfaces []struct{ Interface, Mode, Reason string }
+	Verdicts   []struct {
+		Verdict        string
+		Packets, Bytes uint64
+	}
+}
+
+func (d *daemon) kernel() kernelStatus {
+	d.t.Helper()
+	return decode[kernelStatus](d.t, d.ask("kernel", "status", "-o", "json"))
+}
+
+func (s kernelStatus) packets(verdict string) uint64 {
+	for _, v := range s.Verdicts {
+		if v.Verdict == verdict {
+			return v.Packets
+		}
+	}
+	return 0
+}
+
+// offloaded waits until the kernel carries so many flows, with their next hops.
+func (d *daemon) offloaded(flows int) {
+	d.t.Helper()
+	eventually(d.t, fmt.Sprintf("the kernel carries %d flows", flows), func() error {
+		st := d.kernel()
+		if st.Lag != 0 || st.Flows < flows || st.Unresolved != 0 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+}
+
+// wantSound checks that the kernel holds nothing but what the log grants, and all of it.
+func (d *daemon) wantSound() {
+	d.t.Helper()
+	if out := d.ask("kernel", "diff", "-o", "jsonl"); out != "" {
+		d.t.Errorf("kernel and log differ:\n%s", out)
+	}
+}
+
+// reflect answers every datagram at c with itself, until c is closed.
+func reflect(c *net.UDPConn) {
+	b := make([]byte, 1<<16)
+	for {
+		n, from, err := c.ReadFromUDPAddrPort(b)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			_, _ = c.WriteToUDPAddrPort(b[:n], from)
+		}
+	}
+}
+
+// talker is a channel between a client and a peer that echoes, with what came back.
+type talker struct {
+	*client
+	channel uint16
+	sent    uint64
+	mu      sync.Mutex // guards back
+	back    map[uint64]bool
+	arrived chan struct{}
+}
+
+// dial has a client of the lab bind a channel to a peer that echoes.
+func (l *lab) dial(clientAt, server, peerAt string, channel uint16, family byte) *talker {
+	l.t.Helper()
+	peer := l.peer.listen(addr(peerAt))
+	go reflect(peer)
+	return l.dialTo(clientAt, server, peer.LocalAddr().(*net.UDPAddr).AddrPort(), channel, family)
+}
+
+func (l *lab) dialTo(clientAt, server string, peer netip.AddrPort, channel uint16, family byte) *talker {
+	l.t.Helper()
+	c := &talker{client: newClient(l.t, l.clients, clientAt, server), channel: channel, back: map[uint64]bool{}, arrived: make(chan struct{}, 1<<16)}
+	c.onData(c.heard)
+	c.must(c.request(stun.MethodAllocate, transport(), stun.RawAttribute{Type: attrRequestedFamily, Value: []byte{family, 0, 0, 0}}))
+	c.bind(channel, peer)
+	return c
+}
+
+func (c *talker) heard(channel uint16, payload []byte) {
+	if channel != c.channel || len(payload) < 8 {
+		return
+	}
+	c.mu.Lock()
+	c.back[binary.BigEndian.Uint64(payload)] = true
+	c.mu.Unlock()
+	select {
+	case c.arrived <- struct{}{}:
+	default:
+	}
+}
+
+// say sends the next numbered payload of n bytes.
+func (c *talker) say(n int) {
+	b := make([]byte, max(n, 8))
+	binary.BigEndian.PutUint64(b, c.sent)
+	c.sent++
+	c.sendChannel(c.channel, b)
+}
+
+func (c *talker) heardBack() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.back)
+}
+
+// talk sends n payloads, never more than a window ahead of what came back, and waits for the last.
+func (c *talker) talk(n int, size func(i int) int) {
+	c.t.Helper()
+	const window = 64
+	from := c.heardBack()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	for i := 0; i < n; {
+		if i-(c.heardBack()-from) < window {
+			c.say(size(i))
+			i++
+			continue
+		}
+		select {
+		case <-c.arrived:
+		case <-deadline.C:
+			c.t.Fatalf("%d of %d payloads came back", c.heardBack()-from, n)
+		}
+	}
+	eventually(c.t, "everything came back", func() error {
+		if got := c.heardBack() - from; got != uint64(n) {
+			return fmt.Errorf("%d of %d", got, n)
+		}
+		return nil
+	})
+}
+
+func TestKernelRelaysEveryFamilyBothWays(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	const v4, v6 = 1, 2
+	for i, c := range []*talker{
+		l.dial(labClient4+":5001", labServer4+":3478", labPeer4+":6001", 0x4001, v4),
+		l.dial("["+labClient6+"]:5002", "["+labServer6+"]:3478", "["+labPeer6+"]:6002", 0x4002, v6),
+		l.dial(labClient4+":5003", labServer4+":3478", "["+labPeer6+"]:6003", 0x4003, v6),
+		l.dial("["+labClient6+"]:5004", "["+labServer6+"]:3478", labPeer4+":6004", 0x4004, v4),
+	} {
+		d.offloaded(3 * (i + 1))
+		before, user := d.kernel(), d.status()
+		n := 25_000
+		if soak {
+			n = 100_000
+		}
+		c.talk(n, func(i int) int { return 8 + i%1200 })
+		after, userAfter := d.kernel(), d.status()
+		for _, v := range []string{"to-peer", "to-client"} {
+			if got := after.packets(v) - before.packets(v); got != uint64(n) {
+				t.Errorf("call %d: the kernel relayed %d packets %s, want %d", i, got, v, n)
+			}
+		}
+		if user.ToPeer != userAfter.ToPeer || user.ToClient != userAfter.ToClient {
+			t.Errorf("call %d: userspace relayed too: %+v, before %+v", i, userAfter, user)
+		}
+	}
+	d.wantSound()
+	d.stop()
+	usage := 0
+	for _, e := range d.events() {
+		if e.Kind == "UsageRecorded" && e.Event["path"] == "kernel" {
+			usage++
+		}
+	}
+	if usage != 4 {
+		t.Errorf("the log has the usage of %d channels, want 4", usage)
+	}
+}
+
+func TestKernelRelaysBetweenItsOwnAllocations(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	a := newClient(t, l.clients, labClient4+":5001", labServer4+":3478")
+	b := newClient(t, l.clients, "["+labClient6+"]:5002", "["+labServer6+"]:3478")
+	ra := a.allocate()
+	rb := relayedIn(b.must(b.request(stun.MethodAllocate, transport(), stun.RawAttribute{Type: attrRequestedFamily, Value: []byte{1, 0, 0, 0}})))
+	a.bind(0x4001, rb)
+	b.bind(0x4002, ra)
+	d.offloaded(6)
+	b.onData(func(channel uint16, payload []byte) { b.sendChannel(channel, payload) })
+	c := &talker{client: a, channel: 0x4001, back: map[uint64]bool{}, arrived: make(chan struct{}, 1<<16)}
+	a.onData(c.heard)
+	before, user := d.kernel(), d.status()
+	c.talk(2000, func(i int) int { return 8 + i%500 })
+	after, userAfter := d.kernel(), d.status()
+	if got := after.packets("to-channel") - before.packets("to-channel"); got != 4000 {
+		t.Errorf("the kernel relayed %d packets from channel to channel, want 4000", got)
+	}
+	if user.ToPeer != userAfter.ToPeer || user.ToClient != userAfter.ToClient {
+		t.Errorf("userspace relayed too: %+v, before %+v", userAfter, user)
+	}
+	d.wantSound()
+}
+
+func TestKernelStopsBeforeARevocationIsAnswered(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	c := l.dial(labClient4+":5001", labServer4+":3478", labPeer4+":6001", 0x4001, 1)
+	d.offloaded(3)
+	c.talk(10, func(int) int { return 100 })
+	c.must(c.request(stun.MethodRefresh, lifetime(0)))
+	before := d.kernel()
+	for range 50 {
+		c.say(100)
+	}
+	eventually(t, "what came after the answer is passed up", func() error {
+		if st := d.kernel(); st.packets("miss")+st.packets("stale")-before.packets("miss")-before.packets("stale") < 50 {
+			return fmt.Errorf("%+v", st.Verdicts)
+		}
+		return nil
+	})
+	if st := d.kernel(); st.packets("to-peer") != before.packets("to-peer") {
+		t.Error("the kernel relayed for an allocation whose end was answered")
+	}
+	if st := d.kernel(); st.Flows != 0 {
+		t.Errorf("the kernel has %d flows, want none", st.Flows)
+	}
+}
+
+// steady talks in the background at a rate anyone can sustain, until it is stopped.
+func (c *talker) steady(every time.Duration) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				c.say(160)
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() { close(quit); <-done }
+}
+
+// wantNoLoss checks that everything said came back.
+func (c *talker) wantNoLoss() {
+	c.t.Helper()
+	eventually(c.t, "everything said came back", func() error {
+		if got := uint64(c.heardBack()); got != c.sent {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			for n := range c.sent {
+				if !c.back[n] {
+					return fmt.Errorf("%d of %d, the first missing is %d", got, c.sent, n)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+func TestKernelRelaysOnWhileTheDaemonIsDead(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	calls := []*talker{
+		l.dial(labClient4+":5001", labServer4+":3478", labPeer4+":6001", 0x4001, 1),
+		l.dial("["+labClient6+"]:5002", "["+labServer6+"]:3478", labPeer4+":6002", 0x4002, 1),
+	}
+	d.offloaded(6)
+	var stops []func()
+	for _, c := range calls {
+		stops = append(stops, c.steady(2*time.Millisecond))
+	}
+	rounds := 3
+	if soak {
+		rounds = 20
+	}
+	for round := range rounds {
+		flags := slices.Clone(d.flags)
+		if round%2 == 1 { // an upgrade that changes the layout of the maps
+			d.flags = append(d.flags, "--kernel-max-channels", fmt.Sprint(1024+round))
+		}
+		d.kill()
+		said := calls[0].sentSoFar()
+		eventually(t, "five seconds' worth is said while the daemon is dead", func() error {
+			if calls[0].sentSoFar()-said < 2500 {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		d.start()
+		d.flags = flags
+		if st := d.status(); st.ToPeer.Packets != 0 || st.ToClient.Packets != 0 {
+			t.Errorf("userspace relayed %+v", st)
+		}
+	}
+	for i, stop := range stops {
+		stop()
+		calls[i].wantNoLoss()
+	}
+	if st := d.status(); st.ToPeer.Packets != 0 || st.ToClient.Packets != 0 {
+		t.Errorf("userspace relayed %+v", st)
+	}
+	d.wantSound()
+	d.stop()
+	want := map[string]uint64{"0x4001": calls[0].sent, "0x4002": calls[1].sent}
+	got := map[string]uint64{}
+	for _, e := range d.events() {
+		if e.Kind == "UsageRecorded" && e.Event["path"] == "kernel" {
+			got[fmt.Sprint(e.Event["channel"])] = uint64(e.Event["to_peer"].(map[string]any)["packets"].(float64))
+		}
+	}
+	for channel, n := range want {
+		if got[channel] != n {
+			t.Errorf("the log has %d packets of channel %s by the kernel, want %d: counting goes on across deaths and layouts", got[channel], channel, n)
+		}
+	}
+}
+
+func (c *talker) sentSoFar() int { return c.heardBack() }
+
+func TestKernelIsRepaired(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	c := l.dial(labClient4+":5001", labServer4+":3478", labPeer4+":6001", 0x4001, 1)
+	d.offloaded(3)
+	versions, err := filepath.Glob(filepath.Join(pinsRoot, l.instance, "v*"))
+	if err != nil || len(versions) != 1 {
+		t.Fatalf("got layouts %v (%v), want one", versions, err)
+	}
+	links, err := filepath.Glob(filepath.Join(pinsRoot, l.instance, "link-*"))
+	if err != nil || len(links) != 2 {
+		t.Fatalf("got links %v (%v), want two", links, err)
+	}
+	index := openMap(t, filepath.Join(versions[0], "index4"))
+	flows := openMap(t, filepath.Join(versions[0], "flows"))
+	for what, damage := range map[string]func() error{
+		"an index entry is deleted": func() error {
+			var key []byte
+			if err := index.NextKey(nil, &key); err != nil {
+				return err
+			}
+			return index.Delete(key)
+		},
+		"a record is edited": func() error {
+			var slot uint32
+			record := make([]byte, flows.ValueSize())
+			for slot = 1; ; slot++ {
+				if err := flows.Lookup(slot, record); err != nil {
+					return err
+				}
+				if record[4] == 1 { // ChannelData of a client
+					break
+				}
+			}
+			record[56]++
+			return flows.Put(slot, record)
+		},
+		"a link is detached": func() error {
+			on, err := link.LoadPinnedLink(links[0], nil)
+			if err != nil {
+				return err
+			}
+			defer on.Close()
+			return on.Detach()
+		},
+		"a pin is removed":       func() error { return os.Remove(links[1]) },
+		"a map's pin is removed": func() error { return os.Remove(filepath.Join(versions[0], "meters")) },
+	} {
+		before := d.kernel().Drift
+		if err := damage(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		eventually(t, what+", and that is repaired", func() error {
+			if now := d.kernel().Drift; now == before {
+				return fmt.Errorf("drift is still %+v", now)
+			}
+			return nil
+		})
+		c.talk(50, func(int) int { return 100 })
+		d.wantSound()
+	}
+	repaired := strings.Count(d.ask("log", "dump", "-o", "jsonl"), `"kind":"DriftRepaired"`)
+	if repaired < 5 {
+		t.Errorf("the log has %d repairs, want 5", repaired)
+	}
+}
+
+func openMap(t *testing.T, name string) *ebpf.Map {
+	t.Helper()
+	m, err := ebpf.LoadPinnedMap(name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+func TestKernelLeavesForeignProgramsAlone(t *testing.T) {
+	l := newLab(t)
+	l.relay.do(func() error { return passAll(t, "relay0") })
+	d := l.start("--kernel", "auto")
+	st := d.kernel()
+	for _, i := range st.Interfaces {
+		switch i.Interface {
+		case "relay0":
+			if i.Mode != "" || !strings.Contains(i.Reason, "another program") {
+				t.Errorf("%+v, want it left to the other program", i)
+			}
+		case "relay1":
+			if i.Mode != "native" {
+				t.Errorf("%+v, want native", i)
+			}
+		}
+	}
+	c := l.dial(labClient4+":5001", labServer4+":3478", labPeer4+":6001", 0x4001, 1)
+	c.talk(100, func(int) int { return 100 }) // in userspace
+	if got := d.status().ToPeer.Packets; got != 100 {
+		t.Errorf("userspace relayed %d packets, want 100", got)
+	}
+}
+
+func TestKernelRelaysForCoturnsClient(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	l.peer.start(exec.Command(testenv.Tool(t, "turnutils_peer"), "-L", labPeer4, "-p", "3480"))
+	u := runUclient(t, l.clients, "-u", username, "-w", password, "-n", "200", "-z", "5", "-e", labPeer4, "-c", labServer4)
+	if u.sent != 200 || u.received != 200 {
+		t.Errorf("%+v, want 200 sent and received", u)
+	}
+	if got := d.kernel().packets("to-peer"); got == 0 {
+		t.Error("the kernel relayed nothing")
+	}
+}
