@@ -285,7 +285,7 @@ func (c *talker) talk(n int, size func(i int) int) {
 		}
 	}
 	eventually(c.t, "everything came back", func() error {
-		if got := c.heardBack() - from; got != uint64(n) {
+		if got := c.heardBack() - from; got != n {
 			return fmt.Errorf("%d of %d", got, n)
 		}
 		return nil
