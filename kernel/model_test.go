@@ -250,10 +250,22 @@ func (m *model) check(s *seen, f *modelFlow, now uint64) (v Verdict, ok bool) {
 		return VerdictIPChecksum, false
 	case noChecksum(s.udp) && is6:
 		return VerdictNoChecksum, false
-	case !noChecksum(s.udp) && onesSum(s.udp[6:8])%0xffff == pseudoSum(s.source, s.destination, len(s.udp))%0xffff:
+	case !noChecksum(s.udp) && halfChecksum(s):
 		return VerdictHalfChecksum, false
 	}
 	return 0, true
+}
+
+// longestSum is how long a datagram may be for the program to add it up, in bytes.
+const longestSum = 160*64 + 63
+
+// halfChecksum says whether the checksum is but the sum of the pseudo-header, and not by chance right as well.
+func halfChecksum(s *seen) bool {
+	pseudo := pseudoSum(s.source, s.destination, len(s.udp))
+	if onesSum(s.udp[6:8])%0xffff != pseudo%0xffff {
+		return false
+	}
+	return len(s.udp) > longestSum || (pseudo+onesSum(s.udp))%0xffff != 0
 }
 
 func noChecksum(udp []byte) bool { return udp[6] == 0 && udp[7] == 0 }

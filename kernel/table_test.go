@@ -380,6 +380,12 @@ func checksumRows() []row {
 			s.becomes(VerdictHalfChecksum)
 			return true
 		}},
+		{"half-checksum-by-chance", func(t testing.TB, s *scene) bool {
+			length := len(s.in.bytes(t)) - s.in.udp()
+			s.checksumWith(t, &s.in, fold(pseudoSum(s.in.source, s.in.destination, length)))
+			s.out.payload = s.in.payload
+			return true
+		}},
 		{"ip-checksum-wrong", func(_ testing.TB, s *scene) bool {
 			s.frame(func(b []byte) { b[s.in.network()+10] ^= 0x10 })
 			s.becomes(VerdictIPChecksum)
