@@ -77,11 +77,22 @@ type Usage struct {
 	ToClient turn.Count         `json:"to_client"`
 }
 
+// steady is how far the clocks may drift apart before the wall time a grant promised is not shown any more.
+const steady = 100 * time.Millisecond
+
+// endOf is when d ends on the wall clock, as of m. It is what was promised, the same at every look, unless the wall
+// clock was set since.
+func endOf(d turn.Deadline, m turn.Moment) time.Time {
+	at, promised := m.WallTime().Add(d.Uptime-m.Uptime), time.Unix(0, d.Wall).UTC()
+	if at.Sub(promised).Abs() < steady {
+		return promised
+	}
+	return at
+}
+
 // Describe shows a as of m: when things end on the wall clock, and what is over already.
 func Describe(a *turn.Allocation, m turn.Moment) Allocation {
-	ends := func(d turn.Deadline) time.Time {
-		return m.WallTime().Add(d.Uptime - m.Uptime).Truncate(time.Millisecond)
-	}
+	ends := func(d turn.Deadline) time.Time { return endOf(d, m).Truncate(time.Millisecond) }
 	out := Allocation{
 		ID: a.ID, Client: a.FiveTuple.Client.String(), Server: a.FiveTuple.Server.String(), Protocol: a.FiveTuple.Protocol,
 		Username: a.Username, Created: a.Created.WallTime(), Expires: ends(a.Deadline), Overdue: a.Deadline.Passed(m),
