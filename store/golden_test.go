@@ -163,3 +163,20 @@ func TestRecordsKeepTheirGoldenForm(t *testing.T) {
 		}
 	}
 }
+
+func TestEveryKindIsDocumented(t *testing.T) {
+	const file = "../docs/log-format.md"
+	doc, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, decode := range decoders {
+		e, err := decode([]byte{0xa0}) // no field
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line := fmt.Sprintf("| %d | %s |", k, strings.TrimPrefix(fmt.Sprintf("%T", e), "turn.")); !strings.Contains(string(doc), line) {
+			t.Errorf("%s lacks the line %s", file, line)
+		}
+	}
+}

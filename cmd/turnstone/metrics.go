@@ -11,13 +11,27 @@ import (
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/crash"
 	"turnstone/cmd/turnstone/internal/metrics"
+	"turnstone/kernel"
 )
 
 func (d *served) sources() metrics.Sources {
 	return metrics.Sources{
 		Counters: d.relay.Counters, Ready: d.relay.Ready, Draining: d.drained.Load, Room: d.store.Room, Allocations: d.relay.Allocations,
-		FreeBytes: d.store.FreeBytes, Version: version(),
+		FreeBytes: d.store.FreeBytes, Kernel: d.measureKernel, Version: version(),
 	}
+}
+
+// scrapePatience is how long a scrape waits for the kernel's side to say how it is.
+const scrapePatience = time.Second
+
+func (d *served) measureKernel() (kernel.Status, bool) {
+	if d.kernel == nil {
+		return kernel.Status{}, false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), scrapePatience)
+	defer cancel()
+	st, err := d.kernel.Status(ctx)
+	return st, err == nil
 }
 
 // listenMetrics opens the address of the metrics; nil for none. Only an address somebody

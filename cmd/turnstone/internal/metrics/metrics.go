@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
+	"turnstone/kernel"
 	"turnstone/turn"
 	"turnstone/turn/relay"
 
@@ -23,6 +25,7 @@ type Sources struct {
 	Room        func() turn.Room
 	Allocations func() int
 	FreeBytes   func() int64
+	Kernel      func() (kernel.Status, bool) // false where userspace relays everything
 	Version     string
 }
 
@@ -79,10 +82,28 @@ var (
 	commits     = desc("log_commits_total", "Records made durable.")
 	events      = desc("log_events_total", "Events made durable.")
 	recoveries  = desc("log_recoveries_total", "Commits whose outcome was not known, after which the log was opened again.")
+
+	attached = desc("kernel_attached_interfaces", "Interfaces that have the XDP program.")
+	flowsIn  = desc("kernel_flows", "Flows in the kernel's maps, guards included.")
+	slots    = desc("kernel_slots", "Slots for flows in the kernel's maps.")
+	used     = desc("kernel_slots_used", "Slots in use, those of flows that just ended included.")
+	absent   = desc("kernel_absent_flows", "Flows that the kernel does not carry.")
+	hops     = desc("kernel_unresolved_gateways", "Gateways without a next hop.")
+	lag      = desc("kernel_lag_events", "Events that are durable and not applied to the maps yet.")
+	drift    = desc("kernel_drift_repaired_total", "Entries that somebody else changed and that were put right.")
+	failures = desc("kernel_write_failures_total", "Writes to the maps that failed.")
+	memory   = desc("kernel_map_bytes", "Memory of the kernel's maps.")
+	verdicts = desc("kernel_verdicts_total", "Packets by the verdict with which the program left.", "verdict")
 )
 
+// descs are all metrics of the daemon's own.
+var descs = []*prometheus.Desc{
+	info, ready, draining, room, freeBytes, allocations, packets, bytes, dropped, requests, replies, commits, events, recoveries,
+	attached, flowsIn, slots, used, absent, hops, lag, drift, failures, memory, verdicts,
+}
+
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{info, ready, draining, room, freeBytes, allocations, packets, bytes, dropped, requests, replies, commits, events, recoveries} {
+	for _, d := range descs {
 		ch <- d
 	}
 }
@@ -118,6 +139,55 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count(commits, n.Commits)
 	count(events, n.Events)
 	count(recoveries, n.Recoveries)
+	if st, ok := c.Kernel(); ok {
+		collectKernel(st, gauge, count)
+	}
+}
+
+// collectKernel tells of the kernel's side. A packet from channel to channel counts in both directions.
+func collectKernel(st kernel.Status, gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string)) {
+	on, away := 0, 0
+	for _, i := range st.Interfaces {
+		if i.Mode != "" {
+			on++
+		}
+	}
+	for _, n := range st.Absent {
+		away += n
+	}
+	gauge(attached, float64(on))
+	gauge(flowsIn, float64(st.Flows))
+	gauge(slots, float64(st.Capacity))
+	gauge(used, float64(st.Slots))
+	gauge(absent, float64(away))
+	gauge(hops, float64(st.Unresolved))
+	gauge(lag, float64(st.Lag))
+	gauge(memory, float64(st.Memory))
+	count(drift, st.Drift.Added+st.Drift.Changed+st.Drift.Removed)
+	count(failures, st.Failures)
+	relayed := map[string]kernel.VerdictCounts{}
+	for _, v := range st.Verdicts {
+		count(verdicts, v.Packets, v.Verdict)
+		relayed[v.Verdict] = v
+	}
+	both, path := relayed[kernel.VerdictToChannel.String()], turn.PathKernel.String()
+	for direction, v := range map[string]kernel.Verdict{"to_peer": kernel.VerdictToPeer, "to_client": kernel.VerdictToClient} {
+		count(packets, relayed[v.String()].Packets+both.Packets, path, direction)
+		count(bytes, relayed[v.String()].Bytes+both.Bytes, path, direction)
+	}
+}
+
+// Names are the names of all metrics of the daemon's own, in order, with their help.
+func Names() (names, help []string) {
+	for _, d := range descs {
+		text := d.String() // the library has no other way to ask
+		_, rest, _ := strings.Cut(text, `fqName: "`)
+		name, rest, _ := strings.Cut(rest, `"`)
+		_, rest, _ = strings.Cut(rest, `help: "`)
+		what, _, _ := strings.Cut(rest, `"`)
+		names, help = append(names, name), append(help, what)
+	}
+	return names, help
 }
 
 func number(b bool) float64 {

@@ -1,0 +1,105 @@
+package metrics
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+
+	"turnstone/kernel"
+	"turnstone/turn"
+	"turnstone/turn/relay"
+)
+
+func sources(ready bool, room turn.Room) Sources {
+	return Sources{
+		Counters: func() relay.Counters {
+			return relay.Counters{ToPeerPackets: 3, Drops: map[string]uint64{"ttl": 2}, Requests: map[uint16]uint64{3: 5}, Replies: map[int]uint64{401: 7}}
+		},
+		Ready: func() bool { return ready }, Draining: func() bool { return false }, Room: func() turn.Room { return room },
+		Allocations: func() int { return 11 }, FreeBytes: func() int64 { return 13 }, Version: "1.2.3",
+		Kernel: func() (kernel.Status, bool) {
+			return kernel.Status{Flows: 4, Verdicts: []kernel.VerdictCounts{
+				{Verdict: "to-peer", Packets: 17, Bytes: 170}, {Verdict: "to-channel", Packets: 1, Bytes: 10}, {Verdict: "miss", Packets: 19},
+			}}, true
+		},
+	}
+}
+
+func get(t *testing.T, s Sources, path string) (code int, body string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	Handler(s).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w.Code, w.Body.String()
+}
+
+func TestMetricsTellWhatIsCounted(t *testing.T) {
+	_, body := get(t, sources(true, turn.RoomFine), "/metrics")
+	for _, want := range []string{
+		`turnstone_build_info{version="1.2.3"} 1`,
+		`turnstone_allocations 11`,
+		`turnstone_relayed_packets_total{direction="to_peer",path="userspace"} 3`,
+		`turnstone_relayed_packets_total{direction="to_peer",path="kernel"} 18`,
+		`turnstone_relayed_bytes_total{direction="to_client",path="kernel"} 10`,
+		`turnstone_dropped_total{reason="ttl"} 2`,
+		`turnstone_replies_total{code="401"} 7`,
+		`turnstone_kernel_verdicts_total{verdict="miss"} 19`,
+		`turnstone_kernel_flows 4`,
+	} {
+		if !strings.Contains(body, want+"\n") {
+			t.Errorf("no line %s in\n%s", want, body)
+		}
+	}
+}
+
+func TestReadinessSaysWhyNot(t *testing.T) {
+	for _, c := range []struct {
+		ready bool
+		room  turn.Room
+		code  int
+		want  string
+	}{
+		{true, turn.RoomFine, 200, "ready"},
+		{false, turn.RoomFine, 503, "nobody is answered"},
+		{true, turn.RoomLow, 503, "nearly full"},
+		{true, turn.RoomNone, 503, "the disk is full"},
+	} {
+		code, body := get(t, sources(c.ready, c.room), "/readyz")
+		if code != c.code || !strings.Contains(body, c.want) {
+			t.Errorf("ready %t, room %v: got %d %q, want %d with %q", c.ready, c.room, code, body, c.code, c.want)
+		}
+	}
+	if code, body := get(t, sources(false, turn.RoomNone), "/healthz"); code != 200 || body != "ok\n" {
+		t.Errorf("/healthz: got %d %q, want 200: the process lives", code, body)
+	}
+}
+
+func TestEveryMetricIsDocumented(t *testing.T) {
+	const file = "../../../../docs/operations.md"
+	doc, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, help := Names()
+	for i, n := range names {
+		if line := "| `" + n + "` | " + help[i] + " |"; !strings.Contains(string(doc), line) {
+			t.Errorf("%s lacks the line\n%s", file, line)
+		}
+	}
+	for line := range strings.Lines(string(doc)) {
+		name, _, ok := strings.Cut(strings.TrimPrefix(line, "| `turnstone_"), "`")
+		if ok && strings.HasPrefix(line, "| `turnstone_") && !contains(names, "turnstone_"+name) {
+			t.Errorf("%s documents turnstone_%s, which there is not", file, name)
+		}
+	}
+}
+
+func contains(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
