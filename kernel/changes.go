@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -41,24 +41,25 @@ func (c *Change) Touches(source, destination netip.Addr) bool {
 
 // add notes that routes of a prefix changed.
 func (c *Change) add(p netip.Prefix) {
-	if !slices.Contains(c.Prefixes, p) {
+	switch {
+	case c.All || slices.Contains(c.Prefixes, p):
+	case len(c.Prefixes) == prefixLimit:
+		c.All, c.Prefixes = true, nil
+	default:
 		c.Prefixes = append(c.Prefixes, p)
 	}
 }
 
-// prefixLimit is the number of prefixes from which on it is simpler to say all.
+// prefixLimit is the number of prefixes up to which it is worth it to name them.
 const prefixLimit = 256
 
 // Take brings what Route, Hop and Link answer up to date and says what that touches. On an error all may
-// have changed and the next Take tries again.
+// have changed; Changes tells when to try again.
 func (r *Router) Take() (Change, error) {
-	messages, lost, err := r.feed.take()
-	if err != nil {
-		return Change{All: true}, err
-	}
+	messages, lost := r.feed.take()
 	if lost {
 		if err := r.reload(); err != nil {
-			r.feed.lose()
+			r.feed.retry()
 			return Change{All: true}, fmt.Errorf("read the host's network anew: %w", err)
 		}
 		r.revisit(func(Gateway, neighbourKey) bool { return true })
@@ -71,7 +72,7 @@ func (r *Router) Take() (Change, error) {
 			return c, nil
 		}
 	}
-	r.feed.lose()
+	r.feed.retry()
 	return Change{All: true}, err
 }
 
@@ -152,9 +153,6 @@ func (r *Router) digest(n *news) (c Change, err error) {
 	if r.fib != nil && len(n.neighbours) > 0 {
 		r.fib.fallbacks(func(link int, a netip.Addr) bool { return n.neighbours[neighbourKey{link, a}] }, &c)
 	}
-	if len(c.Prefixes) > prefixLimit {
-		c.All = true
-	}
 	r.forget(&c)
 	c.Gateways = r.revisit(func(g Gateway, k neighbourKey) bool {
 		_, heard := n.neighbours[k]
@@ -199,13 +197,17 @@ func (r *Router) refreshLinks(n *news, c *Change) (rerouted map[int]bool, err er
 type feed struct {
 	socket *nl.NetlinkSocket
 	notify chan struct{}
-	done   chan struct{} // closed when the goroutine has ended
+	end    sync.Once
+	closed chan struct{} // closed to end the goroutine
+	done   chan struct{} // closed when it has ended
 
 	mu      sync.Mutex // guards what follows
 	pending []syscall.NetlinkMessage
 	lost    bool // there was more than is pending
-	err     error
 }
+
+// retryAfter is how long what failed is left alone.
+const retryAfter = 500 * time.Millisecond
 
 // Bounds of what waits, in the kernel and here.
 const (
@@ -225,13 +227,16 @@ func subscribe() (*feed, error) {
 	if s.SetReceiveBufferSize(feedBuffer, true) != nil {
 		_ = s.SetReceiveBufferSize(feedBuffer, false) // less is only slower: what is lost is read anew
 	}
-	f := &feed{socket: s, notify: make(chan struct{}, 1), done: make(chan struct{})}
+	f := &feed{socket: s, notify: make(chan struct{}, 1), closed: make(chan struct{}), done: make(chan struct{})}
 	go f.run()
 	return f, nil
 }
 
 func (f *feed) close() {
-	f.socket.Close()
+	f.end.Do(func() {
+		close(f.closed)
+		f.socket.Close()
+	})
 	<-f.done
 }
 
@@ -240,18 +245,20 @@ func (f *feed) run() {
 	for {
 		messages, from, err := f.socket.Receive()
 		switch {
-		case errors.Is(err, os.ErrClosed):
-			return
+		case err == nil:
+			if from.Pid == nl.PidKernel {
+				f.add(messages)
+			}
+			continue
 		case errors.Is(err, unix.ENOBUFS):
 			f.lose()
-		case err != nil:
-			f.mu.Lock()
-			f.err = fmt.Errorf("changes of the network are heard no more: %w", err)
-			f.mu.Unlock()
-			f.tell()
+			continue
+		}
+		select {
+		case <-f.closed:
 			return
-		case from.Pid == nl.PidKernel:
-			f.add(messages)
+		case <-time.After(retryAfter):
+			f.lose() // whatever it was, nothing may have been heard meanwhile
 		}
 	}
 }
@@ -276,6 +283,14 @@ func (f *feed) lose() {
 	f.tell()
 }
 
+// retry has everything read anew, a little later.
+func (f *feed) retry() {
+	f.mu.Lock()
+	f.pending, f.lost = nil, true
+	f.mu.Unlock()
+	time.AfterFunc(retryAfter, f.tell)
+}
+
 func (f *feed) tell() {
 	select {
 	case f.notify <- struct{}{}:
@@ -283,10 +298,10 @@ func (f *feed) tell() {
 	}
 }
 
-func (f *feed) take() (messages []syscall.NetlinkMessage, lost bool, err error) {
+func (f *feed) take() (messages []syscall.NetlinkMessage, lost bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	messages, lost, err = f.pending, f.lost, f.err
+	messages, lost = f.pending, f.lost
 	f.pending, f.lost = nil, false
-	return messages, lost, err
+	return messages, lost
 }

@@ -25,9 +25,18 @@ type fibRoute struct {
 	metric       uint32
 	mtu          uint32 // 0: of the link
 	encapsulated bool
-	odd          string // what only the kernel can judge: several next hops, a source
-	lapse        time.Duration
+	odd          string    // what only the kernel can judge: several next hops, a source
+	until        time.Time // it lapses, unless somebody prolonged it, of which nobody tells; zero: never
 }
+
+// like says whether the kernel would take f as it takes g, but for how long.
+func (f fibRoute) like(g fibRoute) bool {
+	f.until = g.until
+	return f == g
+}
+
+// lapsed says whether f may be none any more.
+func (f fibRoute) lapsed() bool { return !f.until.IsZero() && !time.Now().Before(f.until) }
 
 // fib holds the routes of all tables, to answer without asking the kernel where it is plain what the
 // kernel would say.
@@ -94,7 +103,6 @@ func (r *Router) readTables(family uint8, lowered map[netip.Addr]bool) (map[fibK
 			lowered[p.Addr()] = true
 		default:
 			n++
-			route.lapse = 0 // counts down, and the kernel tells when it has
 			k := fibKey{table, p}
 			tables[k] = append(tables[k], route)
 		}
@@ -172,7 +180,7 @@ func (f *fib) match(a netip.Addr, valid func(link int, address netip.Addr) bool)
 func only(routes []fibRoute, family int) (best fibRoute, sure bool) {
 	for _, r := range routes {
 		switch {
-		case r.odd != "" || r.flags != 0 || r.tos != 0 || r.kind >= unix.RTN_THROW:
+		case r.odd != "" || r.flags != 0 || r.tos != 0 || r.kind >= unix.RTN_THROW || r.lapsed():
 			return r, false
 		case family == 1 && len(routes) > 1:
 			return r, false
@@ -198,7 +206,7 @@ func (f *fib) local(a netip.Addr) (fibRoute, bool) {
 // diff adds to c the prefixes whose routes are not the same in g.
 func (f *fib) diff(g *fib, c *Change) {
 	for k, routes := range f.tables {
-		if !slices.Equal(routes, g.tables[k]) {
+		if !slices.EqualFunc(routes, g.tables[k], fibRoute.like) {
 			c.add(k.prefix)
 		}
 	}
@@ -312,7 +320,9 @@ func (f *fibRoute) take(kind uint16, value []byte) {
 		f.encapsulated = len(value) >= 2 && (value[0] != 0 || value[1] != 0)
 	case unix.RTA_CACHEINFO:
 		if len(value) >= cacheInfoLapse+4 {
-			f.lapse = ticks(number(value[cacheInfoLapse:]))
+			if left := int32(number(value[cacheInfoLapse:])); left != 0 {
+				f.until = time.Now().Add(ticks(left))
+			}
 		}
 	case unix.RTA_MULTIPATH, rtaNextHopID, unix.RTA_SRC:
 		f.odd += string(oddHops) + string(value)

@@ -47,8 +47,8 @@ type neighbour struct {
 	failed   bool // it did not answer, and has not since
 }
 
-// neighbourOwner marks our neighbours, among the values that rtnetlink.h has for who made a route.
-const neighbourOwner = 84
+// neighbourOwner marks our neighbours. It is none of the values that rtnetlink.h has for who made a route (RTPROT).
+const neighbourOwner = 115
 
 // Of a neighbour in one of these states the MAC address is good.
 const validStates = netlink.NUD_PERMANENT | netlink.NUD_NOARP | netlink.NUD_REACHABLE |
@@ -196,7 +196,12 @@ func (r *Router) release(k neighbourKey) error {
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return err
 	}
-	if there && n.ours() {
+	if there && !n.ours() {
+		delete(r.mine, k)
+		r.neighbours[k] = n
+		return nil
+	}
+	if there {
 		h := &netlink.Ndmsg{Family: afInet(k.address), Index: uint32(k.link)}
 		q := r.request(unix.RTM_DELNEIGH, unix.NLM_F_ACK, h)
 		q.AddData(nl.NewRtAttr(netlink.NDA_DST, k.address.AsSlice()))
@@ -262,8 +267,7 @@ func (r *Router) hear(k neighbourKey, n neighbour, there bool, about *news) {
 // would say something else.
 func (r *Router) revisit(touched func(Gateway, neighbourKey) bool) (changed []Gateway) {
 	for g, before := range r.told {
-		k, _ := r.key(g)
-		if !touched(g, k) {
+		if k, ok := r.key(g); ok && !touched(g, k) {
 			continue
 		}
 		if h, why := r.hop(g); h != before.hop || why != before.reason {

@@ -146,4 +146,4 @@ func number(b []byte) uint32 {
 }
 
 // ticks is a time as netlink tells it, in 1/100 s.
-func ticks(n uint32) time.Duration { return time.Duration(n) * 10 * time.Millisecond }
+func ticks(n int32) time.Duration { return time.Duration(n) * 10 * time.Millisecond }

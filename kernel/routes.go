@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -87,7 +88,9 @@ var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 // PathMTU asks the kernel how large an IP packet from source to destination may be: for use when an
 // ICMP error came. Route knows of it until it lapses, for every source.
 func (r *Router) PathMTU(source, destination netip.Addr) (uint32, error) {
-	a, err := r.ask(endpoints{source, destination})
+	p := endpoints{source, destination}
+	before := r.answers[p]
+	a, err := r.ask(p)
 	switch {
 	case err != nil:
 		return 0, err
@@ -95,6 +98,9 @@ func (r *Router) PathMTU(source, destination netip.Addr) (uint32, error) {
 		return 0, fmt.Errorf("path MTU from %s to %s: %s", source, destination, a.reason)
 	case !a.until.IsZero():
 		r.lowered[destination] = true
+	}
+	if a.mtu != before.mtu { // nor are the answers for other sources good
+		maps.DeleteFunc(r.answers, func(o endpoints, _ answer) bool { return o.destination == destination && o != p })
 	}
 	return a.mtu, nil
 }
@@ -124,10 +130,7 @@ func (r *Router) ask(p endpoints) (answer, error) {
 		return a, fmt.Errorf("route from %s to %s: %w", p.source, p.destination, err)
 	default:
 		a.route, a.reason = r.by(f, p.destination)
-		a.mtu = r.mtu(f, p.destination)
-		if f.lapse > 0 {
-			a.until = time.Now().Add(f.lapse)
-		}
+		a.mtu, a.until = r.mtu(f, p.destination), f.until
 	}
 	if p.source != p.destination && !r.isLocal(p.source) {
 		a.route, a.reason = Route{}, ReasonSource
