@@ -241,7 +241,7 @@ func (n *network) tooBig(source, destination netip.Addr) {
 			return err
 		}
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.EMSGSIZE) {
-			return fmt.Errorf("got %v for a packet that is too large, want %v", err, unix.EMSGSIZE)
+			return fmt.Errorf("a packet that is too large: %w", errors.Join(err, errors.New("want it refused")))
 		}
 		return nil
 	})
