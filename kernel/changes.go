@@ -78,7 +78,7 @@ func (r *Router) Take() (Change, error) {
 
 // news is what messages of the kernel are about.
 type news struct {
-	links      map[int]bool
+	links      map[int]bool // that were told of; once read, those that changed
 	neighbours map[neighbourKey]bool
 	routes     bool // routes, or what they depend on
 	addresses  bool
@@ -170,11 +170,18 @@ func (r *Router) refreshLinks(n *news, c *Change) (rerouted map[int]bool, err er
 	if err := r.readLinks(); err != nil {
 		return nil, err
 	}
+	for i := range before {
+		n.links[i] = true
+	}
+	for i := range r.links {
+		n.links[i] = true
+	}
 	rerouted = map[int]bool{}
-	for i := range n.links {
+	for i := range n.links { // of one that is read here already, nothing new comes when it is told of
 		was, had := before[i]
 		is, has := r.links[i]
 		if was == is && had == has {
+			delete(n.links, i)
 			continue
 		}
 		c.Links = append(c.Links, i)

@@ -124,11 +124,8 @@ func (r *Router) resolve(k neighbourKey) error {
 		if err != nil {
 			return err
 		}
-		if there {
-			r.neighbours[k] = n
-			if n.kept() {
-				return nil
-			}
+		if there && n.kept() {
+			return nil // what it is like, the feed tells, and that it changed
 		}
 		return r.set(k, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
 	}
@@ -198,7 +195,6 @@ func (r *Router) release(k neighbourKey) error {
 	}
 	if there && !n.ours() {
 		delete(r.mine, k)
-		r.neighbours[k] = n
 		return nil
 	}
 	if there {
@@ -249,7 +245,9 @@ func (r *Router) hear(k neighbourKey, n neighbour, there bool, about *news) {
 	if there {
 		n.failed = n.state&netlink.NUD_FAILED != 0 || old.failed && !n.valid()
 		r.neighbours[k] = n
-		if !n.ours() {
+		if n.ours() {
+			r.mine[k] = true
+		} else {
 			delete(r.mine, k)
 		}
 	} else {
