@@ -45,7 +45,8 @@ func openPins(root, instance string) (*pins, error) {
 	if err := mountBPF(filepath.Dir(root)); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	// Instances of several users may stand side by side: the way to them is open, they are not.
+	if err := errors.Join(os.MkdirAll(root, 0o711), os.MkdirAll(dir, 0o700)); err != nil {
 		return nil, fmt.Errorf("make the directory of pins: %w", err)
 	}
 	lock, err := os.Open(dir)
@@ -64,7 +65,7 @@ func mountBPF(dir string) error {
 	if err := unix.Statfs(dir, &fs); err == nil && fs.Type == unix.BPF_FS_MAGIC {
 		return nil
 	}
-	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0711"); err != nil {
 		return fmt.Errorf("%s is no BPF file system, and to mount one fails (%w): mount -t bpf bpf %s", dir, err, dir)
 	}
 	return nil

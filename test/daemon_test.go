@@ -39,11 +39,12 @@ var onLoopback = []string{
 
 // daemon is a turnstone that a test runs, kills and starts again on one data directory.
 type daemon struct {
-	t     testing.TB
-	space *space
-	dir   string
-	flags []string
-	trace []string // command line that runs the daemon's, for strace
+	t          testing.TB
+	space      *space
+	dir        string
+	flags      []string
+	trace      []string // command line that runs the daemon's, for strace
+	attributes syscall.SysProcAttr
 
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when the process has ended
@@ -99,7 +100,9 @@ func (d *daemon) launch() {
 	}
 	cmd, ended := exec.Command(args[0], args[1:]...), make(chan struct{})
 	cmd.Stdout, cmd.Stderr = write, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	attributes := d.attributes
+	attributes.Setpgid = true
+	cmd.SysProcAttr = &attributes
 	d.cmd, d.ended, d.stdout = cmd, ended, nil
 	d.space.do(cmd.Start)
 	_ = write.Close()

@@ -141,13 +141,17 @@ func passAll(t *testing.T, name string) error {
 // start starts a daemon of the lab.
 func (l *lab) start(flags ...string) *daemon {
 	l.t.Helper()
-	all := append([]string{
+	return startDaemon(l.t, l.relay, append(l.flags(), flags...)...)
+}
+
+// flags are those of a daemon of the lab.
+func (l *lab) flags() []string {
+	return []string{
 		"--listen", "udp://" + labServer4 + ":3478", "--listen", "udp://[" + labServer6 + "]:3478",
 		"--relay-ip", labRelay4, "--relay-ip", labRelay6, "--realm", realm, "--user", username + ":" + password,
 		"--allow-peer", "198.51.100.0/24", "--allow-peer", "2001:db8:2::/64", "--metrics", "off",
 		"--kernel", "required", "--xdp", "native", "--kernel-instance", l.instance, "--kernel-max-channels", "1024",
-	}, flags...)
-	return startDaemon(l.t, l.relay, all...)
+	}
 }
 
 type kernelStatus struct {
