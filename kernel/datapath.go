@@ -44,7 +44,7 @@ type Config struct {
 	Interfaces []string // empty: those that hold the addresses of Listeners and Relays
 	Mode       XDPMode  // empty: native where that is safe, else generic
 	Sizes      Sizes
-	Rate       uint64 // cap of an allocation in each direction, bytes a second; 0: none
+	Cap        turn.Cap // of an allocation in each direction
 	Logger     zerolog.Logger
 }
 
@@ -141,7 +141,7 @@ func (d *Datapath) load() error {
 		ifs: d.objects.Interfaces, egress: d.objects.Egress, layout: d.layout, at: map[int]*attachment{},
 		report: func(e turn.Event) { d.events.add(e) }, note: d.noteAttachment,
 	}
-	d.r = newReconciler(d.tables, &host{d}, d.config.State, d.config.Listeners, caps{d.config.Rate})
+	d.r = newReconciler(d.tables, &host{d}, d.config.State, d.config.Listeners, d.config.Cap)
 	d.r.gateways.egress = d.attached.port
 	d.applied = d.config.State.Seq()
 	return d.r.load()
@@ -316,7 +316,7 @@ func (h *host) route(source, destination netip.Addr) (Route, Reason) {
 
 func (h *host) isRelay(a netip.Addr) bool { return slices.Contains(h.d.config.Relays, a) }
 
-func (h *host) metered() bool { return h.d.config.Rate > 0 }
+func (h *host) metered() bool { return h.d.config.Cap != (turn.Cap{}) }
 
 func (d *Datapath) noteAttachment(a *attachment, what string) {
 	d.log.Info().Str("interface", a.link.Name).Str("mode", string(a.mode)).Str("reason", string(a.reason)).Msg("program " + what)
@@ -373,6 +373,15 @@ func (d *Datapath) close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// TakeMeters shares the meters of an allocation: words to take from for what is relayed elsewhere, by
+// direction, and what to give back. They are nil where there are none left.
+func (d *Datapath) TakeMeters(id turn.AllocationID) (toPeer, toClient *uint64, number uint32) {
+	return d.r.meters.shared(id, d.config.Cap)
+}
+
+// ReleaseMeters is the opposite of TakeMeters.
+func (d *Datapath) ReleaseMeters(number uint32) { d.r.meters.release(number) }
 
 // usageEvery is how often usage that changed is told to the log.
 const usageEvery = 5 * time.Minute

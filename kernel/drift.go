@@ -116,7 +116,7 @@ func (r *reconciler) adopt(h *held, w *want) {
 		r.gateways.release(n)
 		return
 	}
-	if h.Meter != 0 && (!w.metered || !r.meters.adopt(h.Allocation, h.Meter, r.caps)) {
+	if h.Meter != 0 && (!w.metered || !r.meters.adopt(h.Allocation, h.Meter, r.cap)) {
 		r.gateways.release(n)
 		return
 	}

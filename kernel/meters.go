@@ -1,40 +1,25 @@
 package kernel
 
 import (
+	"sync"
 	"sync/atomic"
-	"time"
 
 	"turnstone/turn"
 )
 
-// caps bound what an allocation relays in one direction, in bytes of application
-// data a second; 0 for no bound.
-type caps struct{ rate uint64 }
-
-// burst is how long at full rate an allocation may relay at once.
-const burst = 250 * time.Millisecond
-
-// cost is what a byte costs in ns, 16.16 fixed point, and how much may be owed.
-func (c caps) cost() (cost, limit uint64) {
-	if c.rate == 0 {
-		return 0, 0
-	}
-	cost = max(uint64(time.Second)<<16/c.rate, 1)
-	return cost, max(uint64(burst), 0xffff*cost>>16+1) // the largest datagram always fits an idle meter
-}
-
-// meters give allocations their pairs of meters.
+// meters give allocations their pairs of meters. The server takes from them too, from other goroutines.
 type meters struct {
 	t    *tables
+	mu   sync.Mutex // guards the fields below
 	of   map[turn.AllocationID]*meterPair
 	by   map[uint32]turn.AllocationID
 	last uint32
 }
 
-// meterPair are the meters 2n and 2n+1, by direction, and the flows that have one of them.
+// meterPair are the meters 2n and 2n+1, by direction, and how many have one of them: flows, and the server.
 type meterPair struct {
 	n     uint32
-	flows int
+	users int
 }
 
 func newMeters(t *tables) *meters {
@@ -42,7 +27,9 @@ func newMeters(t *tables) *meters {
 }
 
 // take counts a flow of id for a meter in a direction and yields its number. It fails where there are none left.
-func (m *meters) take(id turn.AllocationID, direction int, c caps) (uint32, bool) {
+func (m *meters) take(id turn.AllocationID, direction int, c turn.Cap) (uint32, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	p := m.of[id]
 	if p == nil {
 		n := m.vacant()
@@ -53,12 +40,14 @@ func (m *meters) take(id turn.AllocationID, direction int, c caps) (uint32, bool
 		m.of[id], m.by[n] = p, id
 		m.set(n, c)
 	}
-	p.flows++
+	p.users++
 	return 2*p.n + uint32(direction), true
 }
 
 // adopt counts a flow of an earlier run for the meter it has. False leaves it without.
-func (m *meters) adopt(id turn.AllocationID, number uint32, c caps) bool {
+func (m *meters) adopt(id turn.AllocationID, number uint32, c turn.Cap) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	n := number / 2
 	p := m.of[id]
 	if p == nil {
@@ -72,16 +61,15 @@ func (m *meters) adopt(id turn.AllocationID, number uint32, c caps) bool {
 	if p.n != n {
 		return false
 	}
-	p.flows++
+	p.users++
 	return true
 }
 
 // set puts a rate in force. What was taken so far stays taken.
-func (m *meters) set(n uint32, c caps) {
-	cost, limit := c.cost()
+func (m *meters) set(n uint32, c turn.Cap) {
 	for _, i := range []uint32{2 * n, 2*n + 1} {
-		atomic.StoreUint64(&m.t.meters[i].Burst, limit)
-		atomic.StoreUint64(&m.t.meters[i].Cost, cost)
+		atomic.StoreUint64(&m.t.meters[i].Burst, c.Burst)
+		atomic.StoreUint64(&m.t.meters[i].Cost, c.Cost)
 	}
 }
 
@@ -100,12 +88,14 @@ func (m *meters) vacant() uint32 {
 
 // release is the opposite of take, after the grace period of the flow.
 func (m *meters) release(number uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	id, ok := m.by[number/2]
 	if number == 0 || !ok {
 		return
 	}
 	p := m.of[id]
-	if p.flows--; p.flows > 0 {
+	if p.users--; p.users > 0 {
 		return
 	}
 	for _, i := range []uint32{2 * p.n, 2*p.n + 1} {
@@ -114,4 +104,13 @@ func (m *meters) release(number uint32) {
 	}
 	delete(m.of, id)
 	delete(m.by, p.n)
+}
+
+// shared is what the server takes from for id: the words of both directions, nil where there are none left.
+func (m *meters) shared(id turn.AllocationID, c turn.Cap) (toPeer, toClient *uint64, number uint32) {
+	number, ok := m.take(id, 0, c)
+	if !ok {
+		return nil, nil, 0
+	}
+	return &m.t.meters[number].Full, &m.t.meters[number+1].Full, number
 }

@@ -16,7 +16,7 @@ type reconciler struct {
 	t     *tables
 	s     surroundings
 	state *turn.State // the fold of the log, its own
-	caps  caps
+	cap   turn.Cap
 
 	held      map[Key]*held
 	of        map[turn.AllocationID]map[Key]*held // 0: guards of listeners
@@ -35,9 +35,9 @@ type reconciler struct {
 	errs  []error
 }
 
-func newReconciler(t *tables, s surroundings, state *turn.State, listeners []netip.AddrPort, c caps) *reconciler {
+func newReconciler(t *tables, s surroundings, state *turn.State, listeners []netip.AddrPort, c turn.Cap) *reconciler {
 	r := &reconciler{
-		t: t, s: s, state: state, caps: c,
+		t: t, s: s, state: state, cap: c,
 		held: map[Key]*held{}, of: map[turn.AllocationID]map[Key]*held{},
 		slots: newSlots(len(t.flows)), gateways: newGateways(t), meters: newMeters(t),
 		tallies: map[turn.AllocationID]map[binding]*tally{}, pending: map[turn.AllocationID]int{}, absent: map[turn.AllocationID]map[Key]Reason{},
@@ -322,7 +322,7 @@ func (r *reconciler) prepare(w *want) (*held, Reason) {
 	}
 	h.Meter = 0
 	if w.metered {
-		if h.Meter, ok = r.meters.take(w.Allocation, direction(w.Kind), r.caps); !ok {
+		if h.Meter, ok = r.meters.take(w.Allocation, direction(w.Kind), r.cap); !ok {
 			r.gateways.release(h.Gateway)
 			r.slots.free = append(r.slots.free, at.slot)
 			return nil, ReasonFull

@@ -198,14 +198,14 @@ type rig struct {
 
 func newRig(slots, limit int, s surroundings, state *turn.State) *rig {
 	t, x, u := memoryTables(slots, limit)
-	g := &rig{newReconciler(t, s, state, []netip.AddrPort{listener4}, caps{1000}), x, u}
+	g := &rig{newReconciler(t, s, state, []netip.AddrPort{listener4}, turn.NewCap(1000)), x, u}
 	g.gateways.egress = func(int) (uint32, bool, Reason) { return 1, false, "" }
 	return g
 }
 
 // restart is another run of the daemon over the same maps.
 func (g *rig) restart(s surroundings, state *turn.State) *rig {
-	n := &rig{newReconciler(g.t, s, state, []netip.AddrPort{listener4}, caps{1000}), g.index, g.usage}
+	n := &rig{newReconciler(g.t, s, state, []netip.AddrPort{listener4}, turn.NewCap(1000)), g.index, g.usage}
 	n.gateways.egress = g.gateways.egress
 	return n
 }

@@ -61,7 +61,7 @@ func openTables(o *bpf.TurnstoneMaps) (t *tables, err error) {
 	}()
 	var metas []bpf.TurnstoneProjection
 	err = errors.Join(
-		share(t, &t.flows, o.Flows), share(t, &t.owners, o.Owners), share(t, &t.meters, o.Meters),
+		share(t, &t.flows, o.Flows), share(t, &t.owners, o.Owners), lend(&t.meters, o.Meters),
 		share(t, &t.gateways, o.Gateways), share(t, &t.hops, o.NextHops), share(t, &metas, o.Meta),
 	)
 	if err != nil {
@@ -83,20 +83,33 @@ func (t *tables) close() error {
 
 // share maps the values of m into into, for reading and writing.
 func share[T any](t *tables, into *[]T, m *ebpf.Map) error {
+	b, err := mapValues(into, m)
+	if err == nil {
+		t.unmap = append(t.unmap, func() error { return unix.Munmap(b) })
+	}
+	return err
+}
+
+// lend is share of what the server has pointers into: it stays mapped until the process ends.
+func lend[T any](into *[]T, m *ebpf.Map) error {
+	_, err := mapValues(into, m)
+	return err
+}
+
+func mapValues[T any](into *[]T, m *ebpf.Map) ([]byte, error) {
 	var one T
 	if unsafe.Sizeof(one)%8 != 0 || uint32(unsafe.Sizeof(one)) != m.ValueSize() {
-		return fmt.Errorf("map %v: values of %d bytes, want %d", m, m.ValueSize(), unsafe.Sizeof(one))
+		return nil, fmt.Errorf("map %v: values of %d bytes, want %d", m, m.ValueSize(), unsafe.Sizeof(one))
 	}
 	n := int(m.MaxEntries())
 	page := unix.Getpagesize()
 	size := (n*int(m.ValueSize()) + page - 1) / page * page
 	b, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return fmt.Errorf("map the memory of %v: %w", m, err)
+		return nil, fmt.Errorf("map the memory of %v: %w", m, err)
 	}
-	t.unmap = append(t.unmap, func() error { return unix.Munmap(b) })
 	*into = unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n)
-	return nil
+	return b, nil
 }
 
 // newGrace makes a wait for a grace period: the kernel waits for all running programs

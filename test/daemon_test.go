@@ -218,14 +218,15 @@ func (d *daemon) ask(args ...string) string {
 
 // status is what turnstone status says, as far as tests need it.
 type status struct {
-	Version     string `json:"version"`
-	PID         int    `json:"pid"`
-	Ready       bool   `json:"ready"`
-	Seq         uint64 `json:"seq"`
-	Room        string `json:"room"`
-	Allocations int    `json:"allocations"`
-	ToPeer      count  `json:"to_peer"` // in userspace
-	ToClient    count  `json:"to_client"`
+	Version     string            `json:"version"`
+	PID         int               `json:"pid"`
+	Ready       bool              `json:"ready"`
+	Seq         uint64            `json:"seq"`
+	Room        string            `json:"room"`
+	Allocations int               `json:"allocations"`
+	ToPeer      count             `json:"to_peer"` // in userspace
+	ToClient    count             `json:"to_client"`
+	Drops       map[string]uint64 `json:"drops"`
 }
 
 type count struct {

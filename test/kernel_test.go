@@ -595,3 +595,60 @@ func TestKernelRelaysForCoturnsClient(t *testing.T) {
 		t.Error("the kernel relayed nothing")
 	}
 }
+
+// TestCapHoldsInBothPaths floods a channel: what arrives is bounded by the cap, whoever relays.
+func TestCapHoldsInBothPaths(t *testing.T) {
+	const rate, size, n = 1_000_000, 1000, 3000
+	l := newLab(t)
+	d := newDaemon(t, l.relay, l.flags()...)
+	flags := d.flags
+	for _, mode := range []string{"required", "off"} {
+		d.flags = append(slices.Clone(flags), "--kernel", mode, "--max-bandwidth", fmt.Sprint(rate))
+		d.start()
+		peer := l.peer.listen(addr(labPeer4 + ":6001"))
+		var arrived atomic.Int64
+		drained := make(chan struct{})
+		go func() {
+			defer close(drained)
+			b := make([]byte, 2048)
+			for {
+				n, _, err := peer.ReadFromUDPAddrPort(b)
+				if errors.Is(err, net.ErrClosed) {
+					return
+				}
+				arrived.Add(int64(n))
+			}
+		}()
+		c := newClient(t, l.clients, labClient4+":0", labServer4+":3478")
+		c.allocate()
+		c.bind(0x4001, peer.LocalAddr().(*net.UDPAddr).AddrPort())
+		if mode == "required" {
+			d.offloaded(3)
+		}
+		began := time.Now()
+		for range n {
+			c.sendChannel(0x4001, make([]byte, size))
+		}
+		took := time.Since(began)
+		var dropped uint64
+		eventually(t, "everything arrived or was dropped", func() error {
+			if dropped = d.status().Drops["meter"]; mode == "required" {
+				st := d.kernel()
+				dropped = st.packets("drop-meter")
+			}
+			if uint64(arrived.Load())/size+dropped != n {
+				return fmt.Errorf("%d bytes arrived, %d packets were dropped", arrived.Load(), dropped)
+			}
+			return nil
+		})
+		if limit := int64((took + time.Second).Seconds() * rate); arrived.Load() > limit || dropped == 0 {
+			t.Errorf("kernel %s: %d bytes arrived in %v, want at most %d", mode, arrived.Load(), took, limit)
+		}
+		if arrived.Load() < rate/5 {
+			t.Errorf("kernel %s: %d bytes arrived, want at least the burst", mode, arrived.Load())
+		}
+		d.stop()
+		_ = peer.Close()
+		<-drained
+	}
+}

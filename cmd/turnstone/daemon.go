@@ -130,7 +130,8 @@ func (d *served) Drain(ctx context.Context, on bool) error {
 // needRestart are the settings that are bound to sockets, files and the process. A restart costs no call.
 var needRestart = map[string]bool{
 	"listen": true, "data": true, "admin-socket": true, "metrics": true, "log.format": true,
-	"kernel.mode": true, "kernel.interfaces": true, "tls.cert": true, "tls.key": true,
+	"limits.max-bandwidth": true,
+	"kernel.mode": true, "kernel.interfaces": true, "kernel.xdp": true, "kernel.instance": true, "kernel.max-channels": true, "tls.cert": true, "tls.key": true,
 }
 
 // Reload reads the configuration again. It yields the settings that have changed and need a
@@ -158,8 +159,8 @@ func (d *served) Reload(ctx context.Context) (restart []string, err error) {
 		return nil, fmt.Errorf("reload configuration: %w", err)
 	}
 	zerolog.SetGlobalLevel(r.Level)
-	r.Listeners, r.Data, r.AdminSocket, r.Metrics, r.Kernel = old.resolved.Listeners, old.resolved.Data,
-		old.resolved.AdminSocket, old.resolved.Metrics, old.resolved.Kernel
+	r.Listeners, r.Data, r.AdminSocket, r.Metrics, r.Kernel, r.Cap = old.resolved.Listeners, old.resolved.Data,
+		old.resolved.AdminSocket, old.resolved.Metrics, old.resolved.Kernel, old.resolved.Cap
 	d.now.Store(&running{config: old.config, resolved: r})
 	if len(restart) > 0 {
 		d.log.Warn().Strs("settings", restart).Msg("these settings have changed and wait for a restart")

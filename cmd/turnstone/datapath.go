@@ -52,7 +52,7 @@ func (d *served) detachKernel(r config.Resolved) error {
 func (d *served) kernelConfig(r config.Resolved, state *turn.State) kernel.Config {
 	c := kernel.Config{
 		Instance: r.Kernel.Instance, Log: d.store, State: state, Interfaces: r.Kernel.Interfaces, Logger: d.log,
-		RelayFirst: r.Rules.FirstPort, RelayLast: r.Rules.LastPort, Relays: relayAddresses(r),
+		RelayFirst: r.Rules.FirstPort, RelayLast: r.Rules.LastPort, Relays: relayAddresses(r), Cap: r.Cap,
 		Sizes: kernel.Sizes{Channels: uint32(r.Kernel.MaxChannels), Allocations: uint32(r.Kernel.MaxChannels), Listeners: uint32(len(r.Listeners))},
 	}
 	if r.Kernel.XDP != "auto" {

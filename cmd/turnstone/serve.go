@@ -94,7 +94,7 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	state := d.store.State()
 	sealed := state.LastSealed()
 	d.relay, err = relay.New(relay.Config{
-		Listeners: r.Listeners, Settings: settings, Log: d.store, State: state,
+		Listeners: r.Listeners, Settings: settings, Log: d.store, State: state, Cap: r.Cap,
 		Logger: d.log, Clock: d.clock, Version: version(), PID: os.Getpid(),
 	})
 	if err != nil {

@@ -30,6 +30,13 @@ type Datapath interface {
 	Settle(ctx context.Context, up turn.Seq) error
 }
 
+// Meters are words that a Datapath takes from too: by direction, with what to give them back by. They are nil where
+// there are none left: then that relay does not carry the allocation either.
+type Meters interface {
+	TakeMeters(turn.AllocationID) (toPeer, toClient *uint64, number uint32)
+	ReleaseMeters(number uint32)
+}
+
 // Settings are what a reload replaces.
 type Settings struct {
 	Gate        *turn.Gate
@@ -46,6 +53,7 @@ type Config struct {
 	Log       Log
 	State     *turn.State   // the fold of Log; the server's from then on
 	Datapath  Datapath      // nil: there is none but userspace
+	Cap       turn.Cap      // of an allocation in each direction
 	Net       transport.Net // nil: real sockets
 	Logger    zerolog.Logger
 	Clock     func() turn.Moment // nil: the host's

@@ -13,6 +13,7 @@ const (
 	DropNoPermission             // the peer has none, or it is over
 	DropGuarded                  // an address of this host that no live allocation has
 	DropTTL                      // the TTL or hop limit is used up
+	DropMeter                    // over the allocation's cap
 	DropSend                     // the kernel did not take it
 	DropRateLimited              // an answer to somebody unauthenticated beyond the rate
 	DropBusy                     // a request while the writer's queue was full
@@ -20,7 +21,7 @@ const (
 	drops
 )
 
-var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "send", "rate-limited", "busy", "unsupported"}
+var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported"}
 
 func (d Drop) String() string { return dropNames[d] }
 
@@ -73,3 +74,10 @@ func (s *Server) Counters() Counters {
 func (s *Server) Allocations() int { return int(s.flows.len.Load()) }
 
 func (s *stats) drop(d Drop) { s.drops[d].Add(1) }
+
+// toClient counts a datagram of n bytes to a client, here and in c.
+func (s *stats) toClient(c *counters, n int) {
+	c.toClient(n)
+	s.toClientPackets.Add(1)
+	s.toClientBytes.Add(uint64(n))
+}

@@ -20,6 +20,9 @@ type flow struct {
 	deadline atomic.Int64
 	gone     atomic.Bool // the allocation has ended; caches must not use it
 	grants   atomic.Pointer[grants]
+	meters   [2]atomic.Pointer[uint64] // by direction: words of its own, or those a datapath shares
+	own      [2]uint64
+	lent     uint32 // what is to be given back for them, 0 for nothing
 
 	indications counters                   // of Send and Data
 	past        map[pastBinding]turn.Usage // of bindings that have ended; the committer's
@@ -42,7 +45,32 @@ func newFlow(id turn.AllocationID, l *listener, client netip.AddrPort, deadline 
 	f := &flow{id: id, listener: l, client: client, toClient: sockaddrOf(client)}
 	f.deadline.Store(int64(deadline))
 	f.grants.Store(&noGrants)
+	for d := range f.meters {
+		f.meters[d].Store(&f.own[d])
+	}
 	return f
+}
+
+// Directions of a flow.
+const (
+	toPeer = iota
+	toClient
+)
+
+// share has f take from the words of m, where m has some left.
+func (f *flow) share(m Meters) {
+	up, down, number := m.TakeMeters(f.id)
+	if up == nil {
+		return
+	}
+	f.lent = number
+	f.meters[toPeer].Store(up)
+	f.meters[toClient].Store(down)
+}
+
+// within takes n bytes from the meter of a direction. False: they are over the allocation's cap.
+func (f *flow) within(c turn.Cap, direction, n int, now int64) bool {
+	return c.Take(f.meters[direction].Load(), n, now)
 }
 
 // channel is the live binding of a number, nil where there is none.

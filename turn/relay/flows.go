@@ -15,6 +15,7 @@ type flows struct {
 	byID     map[turn.AllocationID]*flow // the committer's
 	relayed  stripes[*flow]              // by relayed address, for peers on this host
 	sockets  *socketPool
+	meters   Meters   // nil: flows have their own
 	closing  []socket // of flows that were removed
 	len      atomic.Int64
 	listener func(netip.AddrPort, turn.Protocol) *listener
@@ -105,6 +106,9 @@ func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.A
 		return nil
 	}
 	f := newFlow(id, l, ft.Client, deadline)
+	if t.meters != nil {
+		f.share(t.meters)
+	}
 	for _, a := range addresses {
 		s, ok := t.sockets.take(a)
 		if !ok {
@@ -140,6 +144,9 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 		t.relayed.delete(r.address)
 		r.socket.stop()
 		t.closing = append(t.closing, r.socket)
+	}
+	if f.lent != 0 {
+		t.meters.ReleaseMeters(f.lent)
 	}
 	return f.changedUsage()
 }

@@ -100,6 +100,10 @@ func (s *Server) netToPeer(r *relayed, peer netip.AddrPort, payload []byte, c *c
 		s.stats.drop(DropGuarded)
 		return
 	}
+	if !r.flow.within(s.cap, toPeer, len(payload), int64(s.clock().Uptime)) {
+		s.stats.drop(DropMeter)
+		return
+	}
 	if _, err := r.socket.(*netSocket).conn.WriteTo(payload, udpAddr(peer)); err != nil {
 		s.stats.drop(DropSend)
 		return
@@ -121,6 +125,10 @@ func (s *Server) netFromPeer(r *relayed, peer netip.AddrPort, payload []byte) {
 		s.stats.drop(DropGuarded)
 		return
 	}
+	if !f.within(s.cap, toClient, len(payload), int64(s.clock().Uptime)) {
+		s.stats.drop(DropMeter)
+		return
+	}
 	c := &f.indications
 	var frame []byte
 	if b != nil {
@@ -134,7 +142,5 @@ func (s *Server) netFromPeer(r *relayed, peer netip.AddrPort, payload []byte) {
 		s.stats.drop(DropSend)
 		return
 	}
-	c.toClient(len(payload))
-	s.stats.toClientPackets.Add(1)
-	s.stats.toClientBytes.Add(uint64(len(payload)))
+	s.stats.toClient(c, len(payload))
 }

@@ -44,6 +44,7 @@ type Server struct {
 
 	flows        flows
 	pool         socketPool
+	cap          turn.Cap // of an allocation in each direction
 	gate         atomic.Pointer[turn.Gate]
 	surroundings atomic.Pointer[surroundings]
 	limiter      atomic.Pointer[limiter]
@@ -90,6 +91,7 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("draw entropy: %w", err)
 	}
 	s.flows.byID, s.flows.sockets, s.flows.listener = map[turn.AllocationID]*flow{}, &s.pool, s.listenerOf
+	s.cap = c.Cap
 	s.writer = newWriter(s, c.State, c.Settings.Rules)
 	s.use(c.Settings)
 	s.newReplier()
@@ -102,8 +104,17 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Carry has another relay carry what the log grants. It is called before Run, if at all.
-func (s *Server) Carry(d Datapath) { s.config.Datapath = d }
+// Carry has another relay carry what the log grants. It is called before Run, if at all. Where the
+// other has meters, they are shared: the caps hold for both together.
+func (s *Server) Carry(d Datapath) {
+	s.config.Datapath = d
+	if m, ok := d.(Meters); ok && s.cap != (turn.Cap{}) {
+		s.flows.meters = m
+		for _, f := range s.flows.byID {
+			f.share(m)
+		}
+	}
+}
 
 // use puts settings in force for the data path and the gate.
 func (s *Server) use(t Settings) {

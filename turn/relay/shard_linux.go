@@ -260,6 +260,9 @@ func (h *shard) toPeer(r *relayed, peer netip.AddrPort, to *sockaddr, payload []
 	case !h.server.reachable(peer):
 		st.drop(DropGuarded)
 		return
+	case !r.flow.within(h.server.cap, toPeer, len(payload), h.now):
+		st.drop(DropMeter)
+		return
 	}
 	hp.ttl--
 	c.toPeer(len(payload))
@@ -301,21 +304,27 @@ func (h *shard) fromPeer(r *relayed, d *datagram) {
 	fd := f.listener.fds[h.index]
 	for rest := d.data; ; {
 		payload := rest[:min(d.segment, len(rest))]
-		c.toClient(len(payload))
-		st.toClientPackets.Add(1)
-		st.toClientBytes.Add(uint64(len(payload)))
-		if b != nil {
-			h.out.room(fd, turn.ChannelHeader)
-			head := h.out.take(turn.ChannelHeader)[:turn.ChannelHeader]
-			turn.PutChannelHeader(head, b.number, len(payload))
-			h.out.push(fd, &f.toClient, head, payload, hp, false)
-		} else {
+		switch {
+		case !f.within(h.server.cap, toClient, len(payload), h.now):
+			st.drop(DropMeter)
+		case b != nil:
+			h.channelData(fd, f, b.number, payload, hp)
+			st.toClient(c, len(payload))
+		default:
 			h.dataIndication(fd, f, d.from, payload, hp)
+			st.toClient(c, len(payload))
 		}
 		if rest = rest[len(payload):]; len(rest) == 0 {
 			return
 		}
 	}
+}
+
+func (h *shard) channelData(fd int, f *flow, n turn.ChannelNumber, payload []byte, hp hop) {
+	h.out.room(fd, turn.ChannelHeader)
+	head := h.out.take(turn.ChannelHeader)[:turn.ChannelHeader]
+	turn.PutChannelHeader(head, n, len(payload))
+	h.out.push(fd, &f.toClient, head, payload, hp, false)
 }
 
 func (h *shard) dataIndication(fd int, f *flow, peer netip.AddrPort, payload []byte, hp hop) {

@@ -24,6 +24,7 @@ type Resolved struct {
 	Gate        turn.GateConfig // without the nonce key
 	UnauthRate  int
 	UnauthBurst int
+	Cap         turn.Cap // of an allocation in each direction
 	Digest      [32]byte // of the configuration, secrets left out
 	Data        string
 	AdminSocket string
@@ -50,7 +51,7 @@ func (p *problems) check(key string, err error) {
 // Resolve checks c and works out what it means. The error names every setting that is wrong.
 func (c *Config) Resolve() (Resolved, error) {
 	r := Resolved{
-		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, Kernel: c.Kernel,
+		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, Kernel: c.Kernel, Cap: turn.NewCap(uint64(max(c.Limits.MaxBandwidth, 0))),
 		Data: c.DataDir(), AdminSocket: c.Socket(), LogFormat: c.Log.Format, Digest: c.digest(),
 		Metrics: c.Metrics, MetricsSet: c.Metrics != DefaultMetrics,
 	}

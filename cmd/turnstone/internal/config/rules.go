@@ -47,6 +47,7 @@ func (l *Limits) check(p *problems) {
 	}{
 		{"max-allocations", l.MaxAllocations, 0},
 		{"max-allocations-per-user", l.MaxAllocationsPerUser, 0},
+		{"max-bandwidth", l.MaxBandwidth, 0},
 		{"max-permissions", l.MaxPermissions, 1},
 		{"max-channels", l.MaxChannels, 1},
 		{"unauth-rate", l.UnauthRate, 0},
