@@ -131,7 +131,8 @@ func (d *served) Drain(ctx context.Context, on bool) error {
 var needRestart = map[string]bool{
 	"listen": true, "data": true, "admin-socket": true, "metrics": true, "log.format": true,
 	"limits.max-bandwidth": true,
-	"kernel.mode": true, "kernel.interfaces": true, "kernel.xdp": true, "kernel.instance": true, "kernel.max-channels": true, "tls.cert": true, "tls.key": true,
+	"kernel.mode":          true, "kernel.interfaces": true, "kernel.xdp": true, "kernel.instance": true, "kernel.max-channels": true,
+	"tls.cert": true, "tls.key": true,
 }
 
 // Reload reads the configuration again. It yields the settings that have changed and need a
