@@ -652,3 +652,69 @@ func TestCapHoldsInBothPaths(t *testing.T) {
 		<-drained
 	}
 }
+
+// TestKernelFollowsTheNextHop changes the MAC address of the peer's interface in the middle of a call, and takes its link
+// down and up again: the kernel goes on as soon as the neighbour is known.
+func TestKernelFollowsTheNextHop(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	c := l.dial(labClient4+":5001", labServer4+":3478", labPeer4+":6001", 0x4001, 1)
+	d.offloaded(3)
+	c.talk(100, func(int) int { return 100 })
+	mac, err := net.ParseMAC("00:00:5e:00:53:07")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.peer.do(func() error {
+		nic, err := netlink.LinkByName("far0")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetHardwareAddr(nic, mac); err != nil {
+			return err
+		}
+		// As a host does that gets another address: it says so to everybody (RFC 5227 section 2.3).
+		return announce(nic, mac, netip.MustParseAddr(labPeer4))
+	})
+	wantKernelAgain := func(what string) {
+		t.Helper()
+		eventually(t, what, func() error {
+			before, from := d.kernel(), c.heardBack()
+			c.say(100)
+			select {
+			case <-c.arrived:
+			case <-time.After(100 * time.Millisecond):
+			}
+			if after := d.kernel(); c.heardBack() == from || after.packets("to-peer") == before.packets("to-peer") {
+				return errors.New("not by the kernel")
+			}
+			return nil
+		})
+	}
+	wantKernelAgain("the kernel relays to the new address")
+	l.relay.do(func() error {
+		nic, err := netlink.LinkByName("relay1")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetDown(nic), netlink.LinkSetUp(nic))
+	})
+	wantKernelAgain("the kernel relays after the link was down")
+	d.wantSound()
+}
+
+// announce sends a gratuitous ARP.
+func announce(nic netlink.Link, mac net.HardwareAddr, ip netip.Addr) error {
+	const arp = 0x0806
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	b := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac...)
+	b = append(b, arp>>8, arp&0xff, 0, 1, 8, 0, 6, 4, 0, 2) // Ethernet, IPv4, reply
+	for range 2 {
+		b = append(append(b, mac...), ip.AsSlice()...)
+	}
+	return unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: nic.Attrs().Index, Halen: 6})
+}
