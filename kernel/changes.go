@@ -78,9 +78,11 @@ func (r *Router) Take() (Change, error) {
 
 // news is what messages of the kernel are about.
 type news struct {
-	links      map[int]bool // that were told of; once read, those that changed
-	neighbours map[neighbourKey]bool
-	routes     bool // routes, or what they depend on
+	links      map[int]bool          // that were told of; once read, those that changed
+	neighbours map[neighbourKey]bool // that are good for something else than before
+	usable     map[neighbourKey]bool // through which routes may now be chosen or shunned
+	routes     bool                  // routes, or what they depend on
+	rules      bool
 	addresses  bool
 	all        bool // of what an event of a large fib touches
 	prefixes   []netip.Prefix
@@ -88,7 +90,7 @@ type news struct {
 
 // sort takes over what messages say of neighbours, and gathers what else has to be read again.
 func (r *Router) sort(messages []syscall.NetlinkMessage) (*news, error) {
-	n := &news{links: map[int]bool{}, neighbours: map[neighbourKey]bool{}}
+	n := &news{links: map[int]bool{}, neighbours: map[neighbourKey]bool{}, usable: map[neighbourKey]bool{}}
 	for _, m := range messages {
 		switch m.Header.Type {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
@@ -97,7 +99,9 @@ func (r *Router) sort(messages []syscall.NetlinkMessage) (*news, error) {
 			}
 		case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 			n.addresses, n.routes, n.all = true, true, true
-		case unix.RTM_NEWRULE, unix.RTM_DELRULE, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+		case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+			n.routes, n.rules, n.all = true, true, true
+		case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 			n.routes, n.all = true, true
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			_, p, _, err := parseRoute(m.Data)
@@ -121,6 +125,7 @@ func (r *Router) sort(messages []syscall.NetlinkMessage) (*news, error) {
 
 // digest reads again what the news is about, and says what changed by it.
 func (r *Router) digest(n *news) (c Change, err error) {
+	c.All = n.rules
 	rerouted, err := r.refreshLinks(n, &c)
 	if err != nil {
 		return c, err
@@ -138,7 +143,7 @@ func (r *Router) digest(n *news) (c Change, err error) {
 		if before != nil && r.fib != nil {
 			before.diff(r.fib, &c)
 		} else {
-			c.All = n.all
+			c.All = c.All || n.all
 			for _, p := range n.prefixes {
 				c.add(p)
 			}
@@ -150,13 +155,12 @@ func (r *Router) digest(n *news) (c Change, err error) {
 	case len(rerouted) > 0:
 		r.fib.through(func(f fibRoute) bool { return f.odd != "" || rerouted[f.link] }, &c)
 	}
-	if r.fib != nil && len(n.neighbours) > 0 {
-		r.fib.fallbacks(func(link int, a netip.Addr) bool { return n.neighbours[neighbourKey{link, a}] }, &c)
+	if r.fib != nil && len(n.usable) > 0 {
+		r.fib.fallbacks(n.usable, &c)
 	}
 	r.forget(&c)
 	c.Gateways = r.revisit(func(g Gateway, k neighbourKey) bool {
-		_, heard := n.neighbours[k]
-		return heard || n.links[k.link] || n.links[g.Link]
+		return n.neighbours[k] || n.links[k.link] || n.links[g.Link]
 	})
 	return c, nil
 }

@@ -193,25 +193,21 @@ func (n *network) manyRoutes(count int) {
 func TestCloseLeavesNothing(t *testing.T) {
 	n := newNetwork(t)
 	before := goleak.IgnoreCurrent()
-	descriptors := open(t)
+	descriptors := descriptorsOpen(t)
 	for range 10 {
-		var r *Router
-		n.in(n.ns, func() (err error) {
-			r, err = NewRouter()
-			return err
-		})
+		r := n.open()
 		r.Hop(n.left(router4))
 		n.must(r.Close())
 		n.must(r.Close())
 	}
 	goleak.VerifyNone(t, before)
-	if after := open(t); after != descriptors {
+	if after := descriptorsOpen(t); after != descriptors {
 		t.Errorf("got %d descriptors open, want %d as before", after, descriptors)
 	}
 }
 
-// open counts the descriptors of this process.
-func open(t *testing.T) int {
+// descriptorsOpen counts the descriptors of this process.
+func descriptorsOpen(t *testing.T) int {
 	t.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

@@ -1,11 +1,13 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -155,7 +157,7 @@ func (f *fib) match(a netip.Addr, valid func(link int, address netip.Addr) bool)
 			if found { // whether main is asked first depends on what rules there once were
 				return best, false, false
 			}
-			best, sure = only(l, i)
+			best, sure = only(l, p)
 			return best, sure, sure
 		}
 		m := f.tables[fibKey{unix.RT_TABLE_MAIN, p}]
@@ -164,7 +166,7 @@ func (f *fib) match(a netip.Addr, valid func(link int, address netip.Addr) bool)
 		case found:
 			alternatives = true
 		default:
-			if best, sure = only(m, i); !sure {
+			if best, sure = only(m, p); !sure {
 				return best, false, false
 			}
 			found = true
@@ -176,17 +178,31 @@ func (f *fib) match(a netip.Addr, valid func(link int, address netip.Addr) bool)
 	return best, found, true
 }
 
-// only is the route that the kernel takes of some that compete, if that is plain.
-func only(routes []fibRoute, family int) (best fibRoute, sure bool) {
+// only is the route that the kernel takes of some that compete for p, if that is plain.
+func only(routes []fibRoute, p netip.Prefix) (best fibRoute, sure bool) {
 	for _, r := range routes {
 		switch {
 		case r.odd != "" || r.flags != 0 || r.tos != 0 || r.kind >= unix.RTN_THROW || r.lapsed():
 			return r, false
-		case family == 1 && len(routes) > 1:
+		case p.Addr().Is6() && len(routes) > 1:
 			return r, false
 		}
 	}
-	return slices.MinFunc(routes, func(a, b fibRoute) int { return int(int64(a.metric) - int64(b.metric)) }), true
+	best = slices.MinFunc(routes, func(a, b fibRoute) int { return cmp.Compare(a.metric, b.metric) })
+	return best, !balanced(routes, p)
+}
+
+// balanced says whether the kernel chooses among routes by their neighbours: of IPv4 it does between default routes.
+func balanced(routes []fibRoute, p netip.Prefix) bool {
+	if p.Bits() > 0 || p.Addr().Is6() {
+		return false
+	}
+	for i, r := range routes {
+		if slices.ContainsFunc(routes[i+1:], func(o fibRoute) bool { return o.metric == r.metric }) {
+			return true
+		}
+	}
+	return false
 }
 
 // local finds a among the addresses of this host.
@@ -229,14 +245,15 @@ func (f *fib) through(is func(fibRoute) bool, c *Change) {
 	}
 }
 
-// fallbacks adds to c the prefixes of IPv6 routes through neighbours for which is holds, and besides which the
-// kernel has others to choose.
-func (f *fib) fallbacks(is func(link int, address netip.Addr) bool, c *Change) {
+// fallbacks adds to c the prefixes of routes through neighbours of some, and besides which the kernel has others
+// to choose, as it does for IPv6.
+func (f *fib) fallbacks(some map[neighbourKey]bool, c *Change) {
 	for k, routes := range f.tables {
-		if !k.prefix.Addr().Is6() || !slices.ContainsFunc(routes, func(r fibRoute) bool { return r.gateway.IsValid() && is(r.link, r.gateway) }) {
+		chosen := k.prefix.Addr().Is6() || balanced(routes, k.prefix)
+		if !chosen || !slices.ContainsFunc(routes, func(r fibRoute) bool { return r.through(some) }) {
 			continue
 		}
-		others := len(routes) > 1
+		others := len(routes) > 1 || routes[0].odd != ""
 		for bits := k.prefix.Bits() - 1; bits >= 0 && !others; bits-- {
 			others = f.tables[fibKey{k.table, netip.PrefixFrom(k.prefix.Addr(), bits).Masked()}] != nil
 		}
@@ -244,6 +261,22 @@ func (f *fib) fallbacks(is func(link int, address netip.Addr) bool, c *Change) {
 			c.add(k.prefix)
 		}
 	}
+}
+
+// through says whether f may lead through one of some neighbours.
+func (f fibRoute) through(some map[neighbourKey]bool) bool {
+	if some[neighbourKey{f.link, f.gateway}] {
+		return true
+	}
+	if f.odd == "" {
+		return false
+	}
+	for k := range some { // several next hops are there as the kernel tells of them
+		if strings.Contains(f.odd, string(k.address.AsSlice())) {
+			return true
+		}
+	}
+	return false
 }
 
 // index4or6 is where arrays by family have that of a.
@@ -320,8 +353,8 @@ func (f *fibRoute) take(kind uint16, value []byte) {
 		f.encapsulated = len(value) >= 2 && (value[0] != 0 || value[1] != 0)
 	case unix.RTA_CACHEINFO:
 		if len(value) >= cacheInfoLapse+4 {
-			if left := int32(number(value[cacheInfoLapse:])); left != 0 {
-				f.until = time.Now().Add(ticks(left))
+			if left := int32(number(value[cacheInfoLapse:])); left != 0 { // rounded down
+				f.until = time.Now().Add(ticks(left + 1))
 			}
 		}
 	case unix.RTA_MULTIPATH, rtaNextHopID, unix.RTA_SRC:

@@ -255,9 +255,11 @@ func (r *Router) hear(k neighbourKey, n neighbour, there bool, about *news) {
 		delete(r.neighbours, k)
 		delete(r.mine, k)
 	}
-	_, heard := about.neighbours[k]
-	if heard || had != there || old.valid() != n.valid() || old.failed != n.failed || old.mac != n.mac || old.kept() != n.kept() {
-		about.neighbours[k] = about.neighbours[k] || old.valid() != n.valid()
+	if had != there || old.valid() != n.valid() || old.failed != n.failed || old.mac != n.mac || old.kept() != n.kept() {
+		about.neighbours[k] = true
+	}
+	if old.valid() != n.valid() || (old.state^n.state)&(netlink.NUD_FAILED|netlink.NUD_REACHABLE) != 0 {
+		about.usable[k] = true
 	}
 }
 

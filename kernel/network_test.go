@@ -126,15 +126,21 @@ func (n *network) in(ns netns.NsHandle, f func() error) {
 // router makes one that is closed when the test ends.
 func (n *network) router() *Router {
 	n.Helper()
-	var r *Router
-	n.in(n.ns, func() (err error) {
-		r, err = NewRouter()
-		return err
-	})
+	r := n.open()
 	n.Cleanup(func() {
 		if err := r.Close(); err != nil {
 			n.Error(err)
 		}
+	})
+	return r
+}
+
+// open makes a router that the caller closes.
+func (n *network) open() (r *Router) {
+	n.Helper()
+	n.in(n.ns, func() (err error) {
+		r, err = NewRouter()
+		return err
 	})
 	return r
 }
