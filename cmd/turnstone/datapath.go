@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"time"
 
@@ -25,12 +26,14 @@ func (d *served) openKernel(r config.Resolved, state *turn.State) error {
 		return nil
 	}
 	d.userspace = err.Error()
-	var used *kernel.InUseError
-	if !errors.As(err, &used) {
-		err = errors.Join(err, d.detachKernel(r))
-	}
 	if r.Kernel.Mode == "required" {
 		return fmt.Errorf("kernel.mode is required, and the kernel cannot relay: %w", err)
+	}
+	var used *kernel.InUseError
+	if !errors.As(err, &used) && !errors.Is(err, fs.ErrPermission) { // those are somebody else's
+		if err := d.detachKernel(r); err != nil {
+			return err
+		}
 	}
 	d.log.Warn().Str("reason", d.userspace).Msg("relaying in userspace")
 	return nil
