@@ -74,6 +74,7 @@ type Datapath struct {
 	walking  bool
 	ticks    int
 	counting []turn.AllocationID // whose usage is still to be told in this round
+	probes   []pathMTU           // whose MTU is still to be asked for in this round
 	repaired drift
 	failures uint64
 	done     chan struct{}

@@ -103,7 +103,7 @@ func (w *want) arrive(a *turn.Allocation, s surroundings) {
 
 func (w *want) leave(s surroundings) {
 	r, why := s.route(w.Source.Addr(), w.Destination.Addr())
-	w.via, w.MTU, w.reason = r.Gateway, uint16(min(r.MTU, 0xffff)), why
+	w.via, w.MTU, w.reason = r.Gateway, mtuOf(r), why
 }
 
 // listenerGuard lives as long as some allocation on the listener may.

@@ -287,6 +287,7 @@ func (d *Datapath) tick() {
 			d.walks <- walk{all, err}
 		}()
 	}
+	d.probePaths()
 	d.testify()
 	_ = d.oops()
 }

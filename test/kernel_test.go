@@ -22,6 +22,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 	"github.com/pion/stun/v3"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -717,4 +719,61 @@ func announce(nic netlink.Link, mac net.HardwareAddr, ip netip.Addr) error {
 		b = append(append(b, mac...), ip.AsSlice()...)
 	}
 	return unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: nic.Attrs().Index, Halen: 6})
+}
+
+// TestKernelLearnsThePathMTU has a router on the way say that a packet was too large: from then on larger ones
+// are for userspace, which may fragment them.
+func TestKernelLearnsThePathMTU(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	peer := l.peer.listen(addr(labPeer4 + ":6001"))
+	go reflect(peer)
+	c := &talker{client: newClient(t, l.clients, labClient4+":5001", labServer4+":3478"), channel: 0x4001, back: map[uint64]bool{}, arrived: make(chan struct{}, 1<<16)}
+	c.onData(c.heard)
+	relayed := c.allocate()
+	c.bind(0x4001, addr(labPeer4+":6001"))
+	d.offloaded(3)
+	c.talk(10, func(int) int { return 1300 })
+	if got := d.kernel().packets("to-peer"); got != 10 {
+		t.Fatalf("the kernel relayed %d packets, want 10", got)
+	}
+	l.peer.do(func() error { return tooBig(relayed, addr(labPeer4+":6001"), 1280) })
+	eventually(t, "large packets are passed up", func() error {
+		before := d.kernel()
+		c.talk(1, func(int) int { return 1300 })
+		if d.kernel().packets("mtu") == before.packets("mtu") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	before := d.kernel()
+	c.talk(10, func(int) int { return 1200 })
+	if got := d.kernel().packets("to-peer") - before.packets("to-peer"); got != 10 {
+		t.Errorf("the kernel relayed %d small packets, want 10", got)
+	}
+	d.wantSound()
+}
+
+// tooBig sends what a router says of a datagram from source to destination (RFC 792, RFC 1191).
+func tooBig(source, destination netip.AddrPort, mtu uint16) error {
+	ip := &layers.IPv4{
+		Version: 4, IHL: 5, TTL: 60, Length: 1328, Protocol: layers.IPProtocolUDP, Flags: layers.IPv4DontFragment,
+		SrcIP: source.Addr().AsSlice(), DstIP: destination.Addr().AsSlice(),
+	}
+	udp := &layers.UDP{SrcPort: layers.UDPPort(source.Port()), DstPort: layers.UDPPort(destination.Port()), Length: 1308, Checksum: 1}
+	icmp := &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeDestinationUnreachable, layers.ICMPv4CodeFragmentationNeeded), Seq: mtu}
+	inner := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(inner, gopacket.SerializeOptions{ComputeChecksums: false}, ip, udp); err != nil {
+		return err
+	}
+	b := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{ComputeChecksums: true}, icmp, gopacket.Payload(inner.Bytes())); err != nil {
+		return err
+	}
+	c, err := net.Dial("ip4:icmp", source.Addr().String())
+	if err != nil {
+		return err
+	}
+	_, err = c.Write(b.Bytes())
+	return errors.Join(err, c.Close())
 }
