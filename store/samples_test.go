@@ -85,8 +85,8 @@ func newTraffic(seed uint64, s *turn.State, most int) *traffic {
 	}
 	for a := range s.Allocations() {
 		t.live = append(t.live, a.ID)
-		t.last = int(a.ID)
 	}
+	t.last = int(s.Image().LastAllocation)
 	return t
 }
 
