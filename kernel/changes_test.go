@@ -69,6 +69,20 @@ func TestLinkDownUpAndDeleted(t *testing.T) {
 	n.must(r.Keep(nil))
 }
 
+// TestLinkReadForAnothersNews holds that a link is told of that changed by the time another's news had all read.
+func TestLinkReadForAnothersNews(t *testing.T) {
+	n := newNetwork(t)
+	r := n.router()
+	g := n.left(router4)
+	n.resolved(r, g)
+	n.must(n.h.LinkSetDown(n.links[0]))
+	c, err := r.digest(&news{links: map[int]bool{n.index(1): true}})
+	n.must(err)
+	if !slices.Equal(c.Links, []int{g.Link}) || !slices.Equal(c.Gateways, []Gateway{g}) || !c.Touches(host4, nobody4) {
+		t.Errorf("got the change %+v, want one of link %d, its gateway and its routes", c, g.Link)
+	}
+}
+
 func TestMTUOfALinkChanges(t *testing.T) {
 	n := newNetwork(t)
 	n.via(default4, router4)

@@ -44,7 +44,7 @@ func (f fibRoute) lapsed() bool { return !f.until.IsZero() && !time.Now().Before
 // kernel would say.
 type fib struct {
 	tables map[fibKey][]fibRoute // in the order of the kernel
-	plain  [2]bool               // by family: no rules but those of every host, no sources in routes
+	plain  [2]bool               // by family: no rules but those of every host
 	bits   [2][]int              // lengths of prefixes in the tables below, longest first
 }
 
@@ -120,7 +120,7 @@ func (r *Router) readTables(family uint8, lowered map[netip.Addr]bool) (map[fibK
 
 // measure notes what lookups need.
 func (f *fib) measure() {
-	for k, routes := range f.tables {
+	for k := range f.tables {
 		i := index4or6(k.prefix.Addr())
 		switch k.table {
 		case unix.RT_TABLE_LOCAL, unix.RT_TABLE_MAIN:
@@ -129,9 +129,6 @@ func (f *fib) measure() {
 			}
 		case unix.RT_TABLE_DEFAULT:
 			f.plain[i] = false // a third table to fall back on
-		}
-		if i == 1 && slices.ContainsFunc(routes, func(r fibRoute) bool { return r.odd != "" && r.odd[0] == oddSource }) {
-			f.plain[i] = false
 		}
 	}
 	for i := range f.bits {
@@ -287,12 +284,6 @@ func index4or6(a netip.Addr) int {
 	return 1
 }
 
-// First bytes of what makes a route odd.
-const (
-	oddSource = 's'
-	oddHops   = 'h'
-)
-
 // Attributes of routes that golang.org/x/sys/unix lacks.
 const (
 	rtaNextHopID   = 30 // RTA_NH_ID
@@ -324,9 +315,6 @@ func parseRoute(m []byte) (table uint32, p netip.Prefix, f fibRoute, err error) 
 			f.take(kind, value)
 		}
 	})
-	if h.Src_len != 0 && h.Flags&unix.RTM_F_CLONED == 0 {
-		f.odd = string(oddSource) + f.odd
-	}
 	return table, netip.PrefixFrom(destination, int(h.Dst_len)).Masked(), f, err
 }
 
@@ -358,7 +346,7 @@ func (f *fibRoute) take(kind uint16, value []byte) {
 			}
 		}
 	case unix.RTA_MULTIPATH, rtaNextHopID, unix.RTA_SRC:
-		f.odd += string(oddHops) + string(value)
+		f.odd += string(rune(kind)) + string(value)
 	}
 }
 

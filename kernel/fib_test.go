@@ -389,6 +389,34 @@ func TestEqualDefaultRoutes(t *testing.T) {
 	}
 }
 
+// TestRouterThatFails holds that of IPv6 a worse route is taken while the router of a better one fails.
+func TestRouterThatFails(t *testing.T) {
+	n := newNetwork(t)
+	n.via(default6, other6)
+	n.neighbour(0, nobody6, hardware(3, 0), netlink.NUD_STALE)
+	n.via(distantNet6, nobody6)
+	r := n.router()
+	l := &law{network: n}
+	p := endpoints{host6, distant6}
+	for _, c := range []struct {
+		state int
+		want  netip.Addr
+	}{{netlink.NUD_FAILED, other6}, {netlink.NUD_STALE, nobody6}} {
+		state, want := c.state, c.want
+		n.neighbour(0, nobody6, hardware(3, 0), state)
+		c := n.await(r, "the router is noticed", func() bool {
+			route, _ := r.Route(p.source, p.destination)
+			return route.Gateway.Address == want
+		})
+		if kernels := l.kernels(p); kernels.route.Gateway.Address != want {
+			t.Fatalf("the kernel says %s, want %s", kernels, want)
+		}
+		if state == netlink.NUD_FAILED && !c.Touches(p.source, p.destination) {
+			t.Errorf("got the change %+v, want one of %s", c, distantNet6)
+		}
+	}
+}
+
 // TestRouteLapses holds that a route is not believed in for longer than the kernel does.
 func TestRouteLapses(t *testing.T) {
 	n := newNetwork(t)
@@ -414,7 +442,8 @@ func TestSourceRoutes(t *testing.T) {
 	n := newNetwork(t)
 	n.via(default6, router6)
 	r := n.router()
-	n.raw6(netip.MustParsePrefix("2001:db8:ffff::/48"), other6, netip.PrefixFrom(second6, 128))
+	n.neighbour(1, other6, hardware(2, 1), netlink.NUD_PERMANENT) // so that nothing else has the kernel asked
+	n.raw6(distantNet6, other6, netip.PrefixFrom(second6, 128))
 	n.await(r, "the source is heeded", func() bool {
 		a, _ := r.Route(host6, distant6)
 		b, _ := r.Route(second6, distant6)

@@ -61,11 +61,30 @@ func newNetwork(t testing.TB) *network {
 		n.must(n.h.LinkSetUp(n.links[i]))
 		n.must(n.outside[i].LinkSetUp(n.ends[i]))
 	}
+	for i := range n.links { // what is sent before that is dropped
+		n.active(n.h, n.links[i])
+		n.active(n.outside[i], n.ends[i])
+	}
 	n.addresses(n.h, n.links[0], host4, host6)
 	n.addresses(n.h, n.links[1], second4, second6)
 	n.addresses(n.outside[0], n.ends[0], router4, router6)
 	n.addresses(n.outside[1], n.ends[1], other4, other6)
 	return n
+}
+
+// active waits until a link sends.
+func (n *network) active(h *netlink.Handle, l netlink.Link) {
+	n.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		now, err := h.LinkByIndex(l.Attrs().Index)
+		n.must(err)
+		if now.Attrs().OperState == netlink.OperUp {
+			return
+		}
+		if time.Now().After(deadline) {
+			n.Fatalf("link %s is not up within %s", l.Attrs().Name, patience)
+		}
+	}
 }
 
 // newNamespace makes a namespace with nothing but lo, which is up.
