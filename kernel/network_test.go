@@ -78,7 +78,9 @@ func (n *network) active(h *netlink.Handle, l netlink.Link) {
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		now, err := h.LinkByIndex(l.Attrs().Index)
 		n.must(err)
-		if now.Attrs().OperState == netlink.OperUp {
+		own, err := h.AddrList(l, unix.AF_INET6) // its link-local address, which solicits
+		n.must(err)
+		if now.Attrs().OperState == netlink.OperUp && len(own) > 0 && own[0].Flags&unix.IFA_F_TENTATIVE == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
