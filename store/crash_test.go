@@ -1,6 +1,7 @@
 package store
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
@@ -211,22 +212,30 @@ func resize(b []byte, n int) []byte {
 // cut is the file that a power cut leaves, by chance.
 func (d *disk) cut(random *rand.Rand) []byte {
 	b := slices.Clone(d.safe)
-	mode := random.IntN(4)
+	mode := random.IntN(6)
 	for _, p := range d.pending {
-		whole := random.IntN(2) == 0
-		b = apply(b, p, func(int) bool {
-			switch mode {
-			case 0: // nothing arrived
-				return false
-			case 1: // everything did
-				return true
-			case 2: // whole writes did
-				return whole
-			}
-			return random.IntN(2) == 0 // sectors did
-		})
+		b = apply(b, p, arriving(mode, len(p.write)/sector, random))
 	}
 	return b
+}
+
+// arriving says which of a write's sectors arrive.
+func arriving(mode, sectors int, random *rand.Rand) func(sector int) bool {
+	whole, pages := random.IntN(2) == 0, random.Uint64()
+	torn := random.IntN(sectors + 1)
+	switch mode {
+	case 0: // nothing
+		return func(int) bool { return false }
+	case 1: // everything
+		return func(int) bool { return true }
+	case 2: // whole writes
+		return func(int) bool { return whole }
+	case 3: // blocks of the file system
+		return func(sector int) bool { return pages>>(sector/8%64)&1 == 0 }
+	case 4: // a beginning
+		return func(sector int) bool { return sector < torn }
+	}
+	return func(int) bool { return random.IntN(2) == 0 }
 }
 
 func TestCrashStates(t *testing.T) {
@@ -243,16 +252,8 @@ func TestCrashStates(t *testing.T) {
 	}
 	d := &disk{safe: readFile(t, dir)}
 	ops := traceChild(t, dir)
-	prefixes := prefixDigests(t, dir)
-	syncs := 0
-	for _, o := range ops {
-		if o.sync {
-			syncs++
-		}
-	}
-	if syncs < 300 || len(prefixes) < 160 {
-		t.Fatalf("the child made %d syncs and %d records: the trace is not whole", syncs, len(prefixes))
-	}
+	wholeRun(t, dir, ops)
+	prefixes := prefixesOf(t, dir)
 
 	random := rand.New(rand.NewPCG(1, 2))
 	points := make([]int, states)
@@ -262,7 +263,7 @@ func TestCrashStates(t *testing.T) {
 	slices.Sort(points)
 	acked, at := first, 0
 	beyond := 0
-	for _, p := range points {
+	for n, p := range points {
 		for ; at < p; at++ {
 			if ops[at].ack != 0 {
 				acked = ops[at].ack
@@ -270,7 +271,7 @@ func TestCrashStates(t *testing.T) {
 			}
 			d.do(ops[at])
 		}
-		seq := openCut(t, d.cut(random), prefixes, acked)
+		seq := openCut(t, d.cut(random), prefixes, acked, n%16 == 0)
 		if seq > acked {
 			beyond++
 		}
@@ -283,28 +284,39 @@ func TestCrashStates(t *testing.T) {
 	}
 }
 
-// prefixDigests folds the log in dir, and yields the encoded state by the sequence of each record's end.
-func prefixDigests(t *testing.T, dir string) map[turn.Seq]string {
+// prefix is a log up to the end of a record.
+type prefix struct {
+	state string
+	chain Hash
+}
+
+// prefixesOf folds the log in dir, and yields what it was at the end of each record.
+func prefixesOf(t *testing.T, dir string) map[turn.Seq]prefix {
 	t.Helper()
 	r, err := OpenReader(filepath.Join(dir, FileName))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, out := turn.NewState(), map[turn.Seq]string{}
-	for rec, err := range r.Records(1) {
+	s, out := turn.NewState(), map[turn.Seq]prefix{}
+	for raw, err := range Raw(r, 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec, err := Decode(raw)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Fold(rec); err != nil {
 			t.Fatal(err)
 		}
-		out[s.Seq()] = encoded(t, s)
+		out[s.Seq()] = prefix{encoded(t, s), sha256.Sum256(raw)}
 	}
 	return out
 }
 
-// openCut opens what a power cut left: it must be a prefix with all that was acknowledged.
-func openCut(t *testing.T, b []byte, prefixes map[turn.Seq]string, acked turn.Seq) turn.Seq {
+// openCut opens what a power cut left: it must be a prefix with all that was acknowledged. Where it is to
+// go on, all of it is verified too, and appended to.
+func openCut(t *testing.T, b []byte, prefixes map[turn.Seq]prefix, acked turn.Seq, goOn bool) turn.Seq {
 	t.Helper()
 	dir, err := os.MkdirTemp(t.TempDir(), "cut-")
 	if err != nil {
@@ -312,6 +324,9 @@ func openCut(t *testing.T, b []byte, prefixes map[turn.Seq]string, acked turn.Se
 	}
 	defer os.RemoveAll(dir)
 	writeFile(t, dir, b)
+	if goOn {
+		verifyFile(t, dir)
+	}
 	l, err := Open(dir, tiny)
 	if err != nil {
 		t.Errorf("open after a cut, %d acknowledged: %v", acked, err)
@@ -319,13 +334,46 @@ func openCut(t *testing.T, b []byte, prefixes map[turn.Seq]string, acked turn.Se
 	}
 	defer l.Close()
 	s := l.State()
-	switch want, ok := prefixes[s.Seq()]; {
-	case !ok:
-		t.Errorf("the log ends at %d, within a record", s.Seq())
-	case encoded(t, s) != want:
-		t.Errorf("the log ends at %d with another state than the records up to there have", s.Seq())
-	case s.Seq() < acked:
-		t.Errorf("the log ends at %d, and %d was acknowledged", s.Seq(), acked)
+	seq, chain := l.Head()
+	switch want, ok := prefixes[seq]; {
+	case !ok || seq != s.Seq():
+		t.Errorf("the log ends at %d, within a record, with the state of %d", seq, s.Seq())
+	case chain != want.chain:
+		t.Errorf("the log ends at %d with other records than it had", seq)
+	case encoded(t, s) != want.state:
+		t.Errorf("the log ends at %d with another state than the records up to there have", seq)
+	case seq < acked:
+		t.Errorf("the log ends at %d, and %d was acknowledged", seq, acked)
 	}
-	return s.Seq()
+	if goOn {
+		appendTest(t, l, s, s.Moment(), turn.ServerStopped{Signal: "terminated"})
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		verifyFile(t, dir)
+	}
+	return seq
+}
+
+// wholeRun makes sure that the child made enough syncs, began segments and took snapshots.
+func wholeRun(t *testing.T, dir string, ops []operation) {
+	t.Helper()
+	syncs := 0
+	for _, o := range ops {
+		if o.sync {
+			syncs++
+		}
+	}
+	r, err := OpenReader(filepath.Join(dir, FileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := r.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if syncs < 300 || st.Records < 160 || len(st.Segments) < 3 || len(st.Snapshots) == 0 {
+		t.Fatalf("the trace shows %d syncs, the log has %d records in %d segments and %d snapshots: it is not whole",
+			syncs, st.Records, len(st.Segments), len(st.Snapshots))
+	}
 }

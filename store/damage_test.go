@@ -22,8 +22,8 @@ func earlier(t *testing.T, dir string, at int) map[string]bool {
 	t.Helper()
 	out := map[string]bool{}
 	if at < 2*os.Getpagesize() {
-		for _, state := range prefixDigests(t, dir) {
-			out[state] = true
+		for _, p := range prefixesOf(t, dir) {
+			out[p.state] = true
 		}
 	}
 	return out
