@@ -43,8 +43,13 @@ struct {
 	__type(value, struct owner);
 } owners SEC(".maps");
 
+/*
+ * A counter for each slot and CPU, at slot * cpu_count + CPU. A per-CPU array would be the same to
+ * the program; but its elements are allocated one by one, and cannot be mapped.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1); /* set */
 	__type(key, __u32);
 	__type(value, struct counter);
@@ -109,6 +114,7 @@ struct {
 volatile const __u16 listener_ports[LISTENER_PORTS]; /* wire order, 0: none */
 volatile const __u16 relay_first;		     /* host order; 0: none */
 volatile const __u16 relay_last;
+volatile const __u32 cpu_count; /* possible CPUs */
 
 /* For the generator, which takes only types that something has. */
 const enum verdict *verdict_type __attribute__((unused));

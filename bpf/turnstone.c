@@ -28,6 +28,14 @@ static __always_inline void count(struct cpu *c, enum verdict v, __u32 bytes)
 	c->verdicts[v].bytes += bytes;
 }
 
+/* What this CPU has relayed by a slot. */
+static __always_inline struct counter *usage_of(__u32 slot)
+{
+	__u32 at = slot * cpu_count + bpf_get_smp_processor_id();
+
+	return bpf_map_lookup_elem(&usage, &at);
+}
+
 /* Takes bytes from a meter, which all CPUs and user space share. False where they are too many. */
 static __always_inline bool within(__u32 index, __u32 bytes, __u64 now)
 {
@@ -293,7 +301,7 @@ static __always_inline enum verdict relay(struct xdp_md *ctx, struct packet *p, 
 	if (!within(f->meter, p->payload, now) ||
 	    (second && !within(second->meter, p->payload, now)))
 		return VERDICT_DROP_METER;
-	struct counter *u = bpf_map_lookup_elem(&usage, second ? &second_slot : &slot);
+	struct counter *u = usage_of(second ? second_slot : slot);
 
 	if (!u)
 		return VERDICT_STALE;
@@ -311,7 +319,7 @@ static __always_inline enum verdict relay(struct xdp_md *ctx, struct packet *p, 
 	u->bytes += p->payload;
 	if (!second)
 		return p->listener ? VERDICT_TO_PEER : VERDICT_TO_CLIENT;
-	u = bpf_map_lookup_elem(&usage, &slot);
+	u = usage_of(slot);
 	if (u) {
 		u->packets++;
 		u->bytes += p->payload;

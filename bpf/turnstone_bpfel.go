@@ -186,6 +186,7 @@ const (
 	TurnstoneMapUsage         = "usage"
 	TurnstoneProgBootClock    = "boot_clock"
 	TurnstoneProgTurnstone    = "turnstone"
+	TurnstoneVarCpuCount      = "cpu_count"
 	TurnstoneVarFlowKindType  = "flow_kind_type"
 	TurnstoneVarListenerPorts = "listener_ports"
 	TurnstoneVarRelayFirst    = "relay_first"
@@ -261,6 +262,7 @@ type TurnstoneMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TurnstoneVariableSpecs struct {
+	CpuCount      *ebpf.VariableSpec `ebpf:"cpu_count"`
 	FlowKindType  *ebpf.VariableSpec `ebpf:"flow_kind_type"`
 	ListenerPorts *ebpf.VariableSpec `ebpf:"listener_ports"`
 	RelayFirst    *ebpf.VariableSpec `ebpf:"relay_first"`
@@ -323,6 +325,7 @@ func (m *TurnstoneMaps) Close() error {
 //
 // It can be passed to LoadTurnstoneObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TurnstoneVariables struct {
+	CpuCount      *ebpf.Variable `ebpf:"cpu_count"`
 	FlowKindType  *ebpf.Variable `ebpf:"flow_kind_type"`
 	ListenerPorts *ebpf.Variable `ebpf:"listener_ports"`
 	RelayFirst    *ebpf.Variable `ebpf:"relay_first"`

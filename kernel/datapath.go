@@ -197,14 +197,17 @@ func (d *Datapath) take() error {
 	d.r.full()
 	d.resolveAll()
 	d.r.gateways.loaded()
-	if err := d.attached.attach(); err != nil {
-		d.log.Warn().Err(err).Msg("not every interface takes the program")
+	refused := d.attached.attach()
+	if refused != nil {
+		d.log.Warn().Err(refused).Msg("not every interface takes the program")
 	}
 	d.resolveAll() // by what mode and abilities each interface turned out to have
 	if d.carries() == 0 {
 		return d.nothingAttached()
 	}
-	d.r.full() // an interface may have refused
+	if refused != nil {
+		d.r.full()
+	}
 	if err := d.tables.grace(); err != nil {
 		return err
 	}

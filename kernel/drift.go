@@ -34,10 +34,7 @@ func (r *reconciler) load() error {
 		}
 		used[at.slot] = true
 		r.held[k] = f
-		if r.of[f.Allocation] == nil {
-			r.of[f.Allocation] = map[Key]*held{}
-		}
-		r.of[f.Allocation][k] = f
+		r.list(f)
 		r.slots.generation = max(r.slots.generation, at.generation)
 	}
 	r.fail(r.t.index.delete(stray))
@@ -93,10 +90,7 @@ func (r *reconciler) loadTallies() {
 		y, d := r.tallyOf(h.Allocation, b), direction(h.Kind)
 		o := &r.t.owners[h.slot]
 		base := turn.Count{Packets: o.BasePackets, Bytes: o.BaseBytes}
-		c, err := r.t.usage.read(h.slot)
-		if err != nil {
-			r.fail(err)
-		}
+		c := r.t.usage.read(h.slot)
 		known := y.recorded[d]
 		if sum := add(base, c); sum.Packets < known.Packets { // a crash lost the base
 			base = turn.Count{Packets: known.Packets - min(c.Packets, known.Packets), Bytes: known.Bytes - min(c.Bytes, known.Bytes)}
@@ -125,7 +119,7 @@ func (r *reconciler) adopt(h *held, w *want) {
 
 // checkRecords compares each record with what was written, and replaces those that differ.
 func (r *reconciler) checkRecords() (d drift) {
-	var again []want
+	var again []*want
 	for _, h := range r.held {
 		at := &r.t.flows[h.slot]
 		if *at == h.raw {
@@ -133,7 +127,7 @@ func (r *reconciler) checkRecords() (d drift) {
 		}
 		d.changed++
 		atomic.StoreUint32(&at.Generation, 0)
-		again = append(again, want{Flow: h.Flow, via: h.via, metered: h.Meter != 0})
+		again = append(again, &want{Flow: h.Flow, via: h.via, metered: h.Meter != 0})
 	}
 	d.changed += r.gateways.check()
 	r.grant(again)
@@ -143,7 +137,7 @@ func (r *reconciler) checkRecords() (d drift) {
 // sweep compares a walk over the index, which may be a little old, with what was
 // written. What differs is looked up again before it is put right.
 func (r *reconciler) sweep(all map[Key]ref) (d drift) {
-	var missing []want
+	var missing []*want
 	for k, h := range r.held {
 		if all[k] == h.ref {
 			continue
@@ -154,10 +148,10 @@ func (r *reconciler) sweep(all map[Key]ref) (d drift) {
 			r.fail(err)
 		case !ok:
 			d.added++
-			missing = append(missing, want{Flow: h.Flow, via: h.via, metered: h.Meter != 0})
+			missing = append(missing, &want{Flow: h.Flow, via: h.via, metered: h.Meter != 0})
 		case now != h.ref:
 			d.changed++
-			missing = append(missing, want{Flow: h.Flow, via: h.via, metered: h.Meter != 0})
+			missing = append(missing, &want{Flow: h.Flow, via: h.via, metered: h.Meter != 0})
 		}
 	}
 	var extra []Key

@@ -55,12 +55,15 @@ func inspect(dir string) (p *Pinned, err error) {
 			return nil, fmt.Errorf("open %s/%s: %w", dir, name, err)
 		}
 	}
-	t := &tables{index: &kernelIndex{v4: o.Index4, v6: o.Index6}, usage: &kernelUsage{o.Usage}}
+	t := &tables{index: &kernelIndex{v4: o.Index4, v6: o.Index6}}
 	defer func() { err = errors.Join(err, t.close()) }()
 	var metas []bpf.TurnstoneProjection
-	if err := errors.Join(share(t, &t.flows, o.Flows), share(t, &t.owners, o.Owners), share(t, &metas, o.Meta)); err != nil {
+	var counters []bpf.TurnstoneCounter
+	err = errors.Join(share(t, &t.flows, o.Flows), share(t, &t.owners, o.Owners), share(t, &metas, o.Meta), share(t, &counters, o.Usage))
+	if err != nil {
 		return nil, err
 	}
+	t.usage = newSharedUsage(counters, len(t.flows))
 	m := metas[0]
 	p = &Pinned{Directory: dir, Log: m.Log, Epoch: m.Epoch, Applied: turn.Seq(m.Applied), Chain: m.Chain, flows: map[Key]Flow{}}
 	return p, p.read(t)
@@ -79,10 +82,7 @@ func (p *Pinned) read(t *tables) error {
 			continue // stale: the program passes its packets up
 		}
 		p.flows[k] = h.Flow
-		c, err := t.usage.read(at.slot)
-		if err != nil {
-			return err
-		}
+		c := t.usage.read(at.slot)
 		o := t.owners[at.slot]
 		row := Row{
 			Slot: at.slot, Generation: at.generation, Kind: h.Kind, Allocation: h.Allocation, Local: h.Local.String(),

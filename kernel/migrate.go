@@ -38,42 +38,37 @@ func drainLayout(dir string, r *reconciler) (err error) {
 		counts.ValueSize() != uint32(unsafe.Sizeof(bpf.TurnstoneCounter{})) {
 		return fmt.Errorf("%s: records of another shape", dir)
 	}
-	t := &tables{usage: &kernelUsage{counts}}
+	t := &tables{}
 	defer func() { err = errors.Join(err, t.close()) }()
-	if err := errors.Join(share(t, &t.owners, owners), share(t, &t.flows, flows)); err != nil {
+	var counters []bpf.TurnstoneCounter
+	if err := errors.Join(share(t, &t.owners, owners), share(t, &t.flows, flows), share(t, &counters, counts)); err != nil {
 		return err
 	}
+	t.usage = newSharedUsage(counters, len(t.flows))
 	for s := 1; s < len(t.flows); s++ {
 		if t.flows[s].Kind == 0 || t.flows[s].Kind == uint8(Guard) {
 			continue
 		}
-		if e := r.drainSlot(t, uint32(s)); e != nil {
-			err = errors.Join(err, e)
-		}
+		r.drainSlot(t, uint32(s))
 	}
-	return err
+	return nil
 }
 
 // drainSlot adds what a slot of another layout has counted to the past of its binding.
-func (r *reconciler) drainSlot(old *tables, slot uint32) error {
+func (r *reconciler) drainSlot(old *tables, slot uint32) {
 	f := flowOf(&old.flows[slot])
 	o := &old.owners[slot]
 	id := turn.AllocationID(o.Allocation)
 	if r.state.Allocation(id) == nil {
-		return nil
+		return
 	}
-	c, err := old.usage.read(slot)
-	if err != nil {
-		return err
-	}
-	sum := add(turn.Count{Packets: o.BasePackets, Bytes: o.BaseBytes}, c)
+	sum := add(turn.Count{Packets: o.BasePackets, Bytes: o.BaseBytes}, old.usage.read(slot))
 	y, d := r.tallyOf(id, f.bindingOf()), direction(f.Kind)
 	if sum.Packets <= y.past[d].Packets {
-		return nil
+		return
 	}
 	y.past[d] = sum
 	if now := y.slots[d]; now != 0 {
 		r.t.owners[now].BasePackets, r.t.owners[now].BaseBytes = sum.Packets, sum.Bytes
 	}
-	return nil
 }

@@ -26,9 +26,9 @@ type Sizes struct {
 	Listeners   uint32
 }
 
-// slots is the number of records: two a channel, a guard for each relayed address of two families and
-// each listener, and slot 0, which nothing has.
-func (s Sizes) slots() uint32 { return 2*s.Channels + 2*s.Allocations + s.Listeners + 1 }
+// slots is the number of records: two a channel, a guard for each allocation and each listener, and
+// slot 0, which nothing has.
+func (s Sizes) slots() uint32 { return 2*s.Channels + s.Allocations + s.Listeners + 1 }
 
 // meterCount is the number of meters: one an allocation and direction, and 0, which is none.
 func (s Sizes) meterCount() uint32 { return 2 * (s.Allocations + 1) }
@@ -45,9 +45,13 @@ func blueprint(sizes Sizes, settings Settings) (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the program: %w", err)
 	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count the CPUs: %w", err)
+	}
 	for name, n := range map[string]uint32{
 		bpf.TurnstoneMapIndex4: sizes.slots(), bpf.TurnstoneMapIndex6: sizes.slots(), bpf.TurnstoneMapFlows: sizes.slots(),
-		bpf.TurnstoneMapOwners: sizes.slots(), bpf.TurnstoneMapUsage: sizes.slots(), bpf.TurnstoneMapMeters: sizes.meterCount(),
+		bpf.TurnstoneMapOwners: sizes.slots(), bpf.TurnstoneMapUsage: sizes.slots() * uint32(cpus), bpf.TurnstoneMapMeters: sizes.meterCount(),
 	} {
 		spec.Maps[name].MaxEntries = n
 	}
@@ -63,6 +67,7 @@ func blueprint(sizes Sizes, settings Settings) (*ebpf.CollectionSpec, error) {
 		spec.Variables[bpf.TurnstoneVarListenerPorts].Set(ports),
 		spec.Variables[bpf.TurnstoneVarRelayFirst].Set(settings.RelayFirst),
 		spec.Variables[bpf.TurnstoneVarRelayLast].Set(settings.RelayLast),
+		spec.Variables[bpf.TurnstoneVarCpuCount].Set(uint32(cpus)),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("set up the program: %w", err)

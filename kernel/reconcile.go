@@ -19,7 +19,7 @@ type reconciler struct {
 	cap   turn.Cap
 
 	held      map[Key]*held
-	of        map[turn.AllocationID]map[Key]*held // 0: guards of listeners
+	of        map[turn.AllocationID][]*held // 0: guards of listeners
 	slots     *slots
 	gateways  *gateways
 	meters    *meters
@@ -31,14 +31,15 @@ type reconciler struct {
 	until     map[netip.AddrPort]time.Duration // the last deadline on a listener
 	stale     bool                             // until may be later than that
 
-	dirty bool // a write failed: the maps may be anything
+	round uint64 // of looking at one allocation
+	dirty bool   // a write failed: the maps may be anything
 	errs  []error
 }
 
 func newReconciler(t *tables, s surroundings, state *turn.State, listeners []netip.AddrPort, c turn.Cap) *reconciler {
 	r := &reconciler{
 		t: t, s: s, state: state, cap: c,
-		held: map[Key]*held{}, of: map[turn.AllocationID]map[Key]*held{},
+		held: map[Key]*held{}, of: map[turn.AllocationID][]*held{},
 		slots: newSlots(len(t.flows)), gateways: newGateways(t), meters: newMeters(t),
 		tallies: map[turn.AllocationID]map[binding]*tally{}, pending: map[turn.AllocationID]int{}, absent: map[turn.AllocationID]map[Key]Reason{},
 		waiting: map[turn.AllocationID]struct{}{}, listeners: listeners, until: map[netip.AddrPort]time.Duration{},
@@ -177,7 +178,7 @@ func (r *reconciler) retry() {
 type diff struct {
 	r      *reconciler
 	revoke []*held
-	grant  []want
+	grant  []*want
 }
 
 func (r *reconciler) newDiff() *diff { return &diff{r: r} }
@@ -193,8 +194,7 @@ func (d *diff) allocation(id turn.AllocationID) {
 
 func (d *diff) add(id turn.AllocationID, wants []want) {
 	r := d.r
-	have := r.of[id]
-	stays := make(map[Key]bool, len(wants))
+	r.round++
 	delete(r.waiting, id)
 	delete(r.absent, id)
 	for i := range wants {
@@ -203,14 +203,16 @@ func (d *diff) add(id turn.AllocationID, wants []want) {
 			r.miss(id, w.Key, w.reason)
 			continue
 		}
-		stays[w.Key] = true
-		h := have[w.Key]
-		if h == nil || !r.stays(h, w) {
-			d.grant = append(d.grant, *w) // and takes the key over where it has one
+		h := r.held[w.Key]
+		if h != nil && h.Allocation == id {
+			h.wanted = r.round
+		}
+		if h == nil || h.Allocation != id || !r.stays(h, w) {
+			d.grant = append(d.grant, w) // and takes the key over where it has one
 		}
 	}
-	for k, h := range have {
-		if !stays[k] {
+	for _, h := range r.of[id] {
+		if h.wanted != r.round {
 			d.revoke = append(d.revoke, h)
 		}
 	}
@@ -261,10 +263,7 @@ func (r *reconciler) revoke(list []*held) {
 		keys = append(keys, h.Key)
 		r.drop(h)
 		delete(r.held, h.Key)
-		delete(r.of[h.Allocation], h.Key)
-		if len(r.of[h.Allocation]) == 0 {
-			delete(r.of, h.Allocation)
-		}
+		r.unlist(h)
 	}
 	if len(keys) > 0 {
 		r.fail(r.t.index.delete(keys)) // what is left behind names no record
@@ -283,11 +282,10 @@ func (r *reconciler) drop(h *held) {
 
 // grant makes flows: record, generation, key. A key that another record has goes over to the new one
 // without a gap.
-func (r *reconciler) grant(wants []want) {
+func (r *reconciler) grant(wants []*want) {
 	keys, refs := make([]Key, 0, len(wants)), make([]ref, 0, len(wants))
 	made := make([]*held, 0, len(wants))
-	for i := range wants {
-		w := &wants[i]
+	for _, w := range wants {
 		h, why := r.prepare(w)
 		if why != "" {
 			r.miss(w.Allocation, w.Key, why)
@@ -346,16 +344,34 @@ func (r *reconciler) hold(h *held) {
 	if old := r.held[h.Key]; old != nil {
 		r.t.revoke(old.slot)
 		r.drop(old)
-		delete(r.of[old.Allocation], h.Key)
+		r.unlist(old)
 	}
 	r.held[h.Key] = h
-	if r.of[h.Allocation] == nil {
-		r.of[h.Allocation] = map[Key]*held{}
-	}
-	r.of[h.Allocation][h.Key] = h
+	r.list(h)
 	if b := h.bindingOf(); b.channel != 0 {
 		r.tallyOf(h.Allocation, b).slots[direction(h.Kind)] = h.slot
 	}
+}
+
+// list puts h among what the maps have of its allocation.
+func (r *reconciler) list(h *held) {
+	of := r.of[h.Allocation]
+	h.place = len(of)
+	r.of[h.Allocation] = append(of, h)
+}
+
+// unlist is the opposite of list.
+func (r *reconciler) unlist(h *held) {
+	of := r.of[h.Allocation]
+	last := len(of) - 1
+	of[h.place] = of[last]
+	of[h.place].place = h.place
+	of[last] = nil
+	if last == 0 {
+		delete(r.of, h.Allocation)
+		return
+	}
+	r.of[h.Allocation] = of[:last]
 }
 
 // refuse takes back h, whose key could not be written: that flow stays in userspace.
@@ -401,10 +417,7 @@ func (r *reconciler) settle(batch []retired, hops []uint32) (events []turn.Event
 			delete(r.tallies, id)
 		}
 	}
-	if err := r.t.usage.clear(clear); err != nil {
-		r.fail(err) // the slots are lost until the next start
-		return events
-	}
+	r.t.usage.clear(clear)
 	for _, s := range clear {
 		r.t.flows[s] = bpf.TurnstoneFlow{}
 		r.t.owners[s] = bpf.TurnstoneOwner{}
@@ -415,14 +428,9 @@ func (r *reconciler) settle(batch []retired, hops []uint32) (events []turn.Event
 
 // settleTally adds what a slot has counted to the past of its binding.
 func (r *reconciler) settleTally(o retired) {
-	c, err := r.t.usage.read(o.slot)
-	if err != nil {
-		r.fail(err)
-		return
-	}
 	d := direction(o.kind)
 	y := r.tallyOf(o.allocation, o.binding)
-	y.past[d] = add(y.past[d], c)
+	y.past[d] = add(y.past[d], r.t.usage.read(o.slot))
 	if y.slots[d] == o.slot {
 		y.slots[d] = 0
 	}

@@ -65,13 +65,12 @@ func (x *memoryIndex) all() (map[Key]ref, error) { return maps.Clone(x.m), nil }
 // memoryUsage counts for slots of a test.
 type memoryUsage map[uint32]turn.Count
 
-func (u memoryUsage) read(slot uint32) (turn.Count, error) { return u[slot], nil }
+func (u memoryUsage) read(slot uint32) turn.Count { return u[slot] }
 
-func (u memoryUsage) clear(slots []uint32) error {
+func (u memoryUsage) clear(slots []uint32) {
 	for _, s := range slots {
 		delete(u, s)
 	}
-	return nil
 }
 
 func memoryTables(slots, limit int) (*tables, *memoryIndex, memoryUsage) {

@@ -9,8 +9,10 @@ import (
 type held struct {
 	Flow
 	ref
-	via Gateway
-	raw bpf.TurnstoneFlow // its record as it was written
+	via    Gateway
+	raw    bpf.TurnstoneFlow // its record as it was written
+	wanted uint64            // the round in which it was found to be wanted
+	place  int               // in the list of its allocation
 }
 
 // unknown is the gateway of a flow that an earlier run left: only its number is known.

@@ -179,9 +179,8 @@ func (d *Datapath) carriesOf(id turn.AllocationID) (out []Carried) {
 			}
 		}
 		if y := d.r.tallies[id][w.bindingOf()]; y != nil {
-			if sum, err := d.tables.total(y); err == nil {
-				c.Packets, c.Bytes = sum[direction(w.Kind)].Packets, sum[direction(w.Kind)].Bytes
-			}
+			sum := d.tables.total(y)[direction(w.Kind)]
+			c.Packets, c.Bytes = sum.Packets, sum.Bytes
 		}
 		out = append(out, c)
 	}

@@ -47,27 +47,29 @@ type tables struct {
 
 // usage counts what slots have relayed.
 type usage interface {
-	read(slot uint32) (turn.Count, error)
-	clear(slots []uint32) error
+	read(slot uint32) turn.Count
+	clear(slots []uint32)
 }
 
 // openTables maps the maps of o, and makes the means to wait for a grace period.
 func openTables(o *bpf.TurnstoneMaps) (t *tables, err error) {
-	t = &tables{index: &kernelIndex{v4: o.Index4, v6: o.Index6}, usage: &kernelUsage{o.Usage}}
+	t = &tables{index: &kernelIndex{v4: o.Index4, v6: o.Index6}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.close())
 		}
 	}()
 	var metas []bpf.TurnstoneProjection
+	var counters []bpf.TurnstoneCounter
 	err = errors.Join(
 		share(t, &t.flows, o.Flows), share(t, &t.owners, o.Owners), lend(&t.meters, o.Meters),
 		share(t, &t.gateways, o.Gateways), share(t, &t.hops, o.NextHops), share(t, &metas, o.Meta),
+		share(t, &counters, o.Usage),
 	)
 	if err != nil {
 		return t, err
 	}
-	t.meta = &metas[0]
+	t.meta, t.usage = &metas[0], newSharedUsage(counters, len(t.flows))
 	t.grace, err = newGrace(t)
 	return t, err
 }
@@ -302,31 +304,32 @@ func eachBatch[K any](m *ebpf.Map, f func(K, bpf.TurnstoneSlotRef)) error {
 	}
 }
 
-// kernelUsage is the usage map, a counter for each slot and CPU.
-type kernelUsage struct{ m *ebpf.Map }
-
-func (u *kernelUsage) read(slot uint32) (sum turn.Count, err error) {
-	var each []bpf.TurnstoneCounter
-	if err := u.m.Lookup(&slot, &each); err != nil {
-		return sum, fmt.Errorf("read usage of slot %d: %w", slot, err)
-	}
-	for _, c := range each {
-		sum.Packets += c.Packets
-		sum.Bytes += c.Bytes
-	}
-	return sum, nil
+// sharedUsage is the usage map: the counters of the CPUs for each slot, one slot after the other.
+type sharedUsage struct {
+	counters []bpf.TurnstoneCounter
+	cpus     int
 }
 
-func (u *kernelUsage) clear(slots []uint32) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return fmt.Errorf("count CPUs: %w", err)
+func newSharedUsage(counters []bpf.TurnstoneCounter, slots int) *sharedUsage {
+	return &sharedUsage{counters, len(counters) / max(slots, 1)}
+}
+
+func (u *sharedUsage) of(slot uint32) []bpf.TurnstoneCounter {
+	return u.counters[int(slot)*u.cpus:][:u.cpus]
+}
+
+func (u *sharedUsage) read(slot uint32) (sum turn.Count) {
+	of := u.of(slot)
+	for i := range of {
+		sum.Packets += atomic.LoadUint64(&of[i].Packets)
+		sum.Bytes += atomic.LoadUint64(&of[i].Bytes)
 	}
-	zero := make([]bpf.TurnstoneCounter, cpus)
+	return sum
+}
+
+// clear zeroes the counters of slots that no program uses any more.
+func (u *sharedUsage) clear(slots []uint32) {
 	for _, s := range slots {
-		if err := u.m.Put(&s, zero); err != nil {
-			return fmt.Errorf("clear usage of slot %d: %w", s, err)
-		}
+		clear(u.of(s))
 	}
-	return nil
 }

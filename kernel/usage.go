@@ -44,31 +44,26 @@ func add(a, b turn.Count) turn.Count {
 }
 
 // total is what a binding has relayed by now, in each direction.
-func (t *tables) total(y *tally) (sum [2]turn.Count, err error) {
+func (t *tables) total(y *tally) (sum [2]turn.Count) {
 	for d := range sum {
 		sum[d] = y.past[d]
-		if y.slots[d] == 0 {
-			continue
+		if y.slots[d] != 0 {
+			sum[d] = add(sum[d], t.usage.read(y.slots[d]))
 		}
-		c, err := t.usage.read(y.slots[d])
-		if err != nil {
-			return sum, err
-		}
-		sum[d] = add(sum[d], c)
 	}
-	return sum, nil
+	return sum
 }
 
 // count yields the event that tells the log what it does not know of b yet, nil where there is nothing.
-func (r *reconciler) count(id turn.AllocationID, b binding, y *tally) (turn.Event, error) {
-	sum, err := r.t.total(y)
-	if err != nil || sum == y.recorded {
-		return nil, err
+func (r *reconciler) count(id turn.AllocationID, b binding, y *tally) turn.Event {
+	sum := r.t.total(y)
+	if sum == y.recorded {
+		return nil
 	}
 	y.recorded = sum
 	return turn.UsageRecorded{
 		Allocation: id, Channel: b.channel, Peer: b.peer, Path: turn.PathKernel, ToPeer: sum[0], ToClient: sum[1],
-	}, nil
+	}
 }
 
 // tallyOf is the tally of a binding. A new one goes on from what the log knows.
@@ -98,12 +93,7 @@ func (r *reconciler) tallyOf(id turn.AllocationID, b binding) *tally {
 func (r *reconciler) usageOf(id turn.AllocationID) []turn.Event {
 	var events []turn.Event
 	for b, y := range r.tallies[id] {
-		e, err := r.count(id, b, y)
-		if err != nil {
-			r.fail(err)
-			continue
-		}
-		if e != nil {
+		if e := r.count(id, b, y); e != nil {
 			events = append(events, e)
 		}
 	}
