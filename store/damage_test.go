@@ -8,12 +8,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"turnstone/migrations"
 	"turnstone/turn"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // earlier are the states a log has had. Where the newer of bbolt's two meta pages is lost, the older one
@@ -159,60 +161,93 @@ func reseal(b []byte) []byte {
 	return b
 }
 
-func TestForgedLogsAreDiagnosed(t *testing.T) {
-	dir, _ := filled(t, 14, 300)
-	// inSegment changes the second segment, which is sealed and has records on both sides.
-	inSegment := func(f func(b *bbolt.Bucket) error) func(*bbolt.Tx) error {
-		return func(tx *bbolt.Tx) error { return f(tx.Bucket(migrations.Segments).Bucket(key(2))) }
-	}
-	third := func(b *bbolt.Bucket) (k, v []byte) {
+// forgeries change records of a segment, each in its own way.
+var forgeries = map[string]func(b *bbolt.Bucket) error{
+	"an event is edited":     func(b *bbolt.Bucket) error { return forgeThird(b, func(v []byte) { v[len(v)-1] ^= 1 }) },
+	"a moment is edited":     func(b *bbolt.Bucket) error { return forgeThird(b, func(v []byte) { v[48] ^= 1 }) },
+	"a chain hash is forged": func(b *bbolt.Bucket) error { return forgeThird(b, func(v []byte) { v[49] ^= 1 }) },
+	"a tree head is forged":  func(b *bbolt.Bucket) error { return forgeThird(b, func(v []byte) { v[81] ^= 1 }) },
+	"a record is deleted": func(b *bbolt.Bucket) error {
+		k, _ := third(b)
+		return b.Delete(k)
+	},
+	"two records are swapped": func(b *bbolt.Bucket) error {
+		k, v := third(b)
 		c := b.Cursor()
-		c.Seek(key(0))
-		c.Next()
-		k, v = c.Next()
-		return bytes.Clone(k), bytes.Clone(v)
+		c.Seek(k)
+		k2, v2 := c.Next()
+		k2, v2 = bytes.Clone(k2), bytes.Clone(v2)
+		return errors.Join(b.Put(k, v2), b.Put(k2, v))
+	},
+	"a record is doubled": func(b *bbolt.Bucket) error {
+		k, v := third(b)
+		return b.Put(key(number(k)+1<<40), v)
+	},
+	"a record is cut": func(b *bbolt.Bucket) error {
+		k, v := third(b)
+		return b.Put(k, v[:len(v)-2])
+	},
+	"a record is empty": func(b *bbolt.Bucket) error {
+		k, _ := third(b)
+		return b.Put(k, nil)
+	},
+	"the header is forged": func(b *bbolt.Bucket) error {
+		v := bytes.Clone(b.Get(headKey))
+		v[len(v)-1] ^= 1
+		return b.Put(headKey, v)
+	},
+	"the header is cut": func(b *bbolt.Bucket) error { return b.Put(headKey, b.Get(headKey)[:20]) },
+}
+
+// third is the third record of a segment.
+func third(b *bbolt.Bucket) (k, v []byte) {
+	c := b.Cursor()
+	c.Seek(key(0))
+	c.Next()
+	k, v = c.Next()
+	return bytes.Clone(k), bytes.Clone(v)
+}
+
+func forgeThird(b *bbolt.Bucket, f func(v []byte)) error {
+	k, v := third(b)
+	f(v)
+	return b.Put(k, reseal(v))
+}
+
+func TestForgedRecordsAreDiagnosed(t *testing.T) {
+	dir, _ := filled(t, 14, 300)
+	var damage *CorruptError
+	for name, forge := range forgeries {
+		sealed := copyLog(t, dir)
+		edit(t, sealed, func(tx *bbolt.Tx) error { return forge(tx.Bucket(migrations.Segments).Bucket(key(2))) })
+		if _, err := inspectDamaged(t, sealed); !errors.As(err, &damage) && !errors.Is(err, ErrUnknownFormat) {
+			t.Errorf("%s: verify: %v, want a *CorruptError", name, err)
+		}
+		last := copyLog(t, dir)
+		edit(t, last, func(tx *bbolt.Tx) error {
+			k, _ := tx.Bucket(migrations.Segments).Cursor().Last()
+			return forge(tx.Bucket(migrations.Segments).Bucket(k))
+		})
+		l, err := Open(last, tiny)
+		if err == nil {
+			_ = l.Close()
+		}
+		if !errors.As(err, &damage) && !errors.Is(err, ErrUnknownFormat) {
+			t.Errorf("%s: open: %v, want a *CorruptError", name, err)
+		}
 	}
+}
+
+func TestForgedStructureIsDiagnosed(t *testing.T) {
+	dir, _ := filled(t, 14, 300)
 	for name, forge := range map[string]func(*bbolt.Tx) error{
-		"an event is edited": inSegment(func(b *bbolt.Bucket) error {
-			k, v := third(b)
-			v[len(v)-1] ^= 1
-			return b.Put(k, reseal(v))
-		}),
-		"a moment is edited": inSegment(func(b *bbolt.Bucket) error {
-			k, v := third(b)
-			v[48] ^= 1
-			return b.Put(k, reseal(v))
-		}),
-		"a chain hash is forged": inSegment(func(b *bbolt.Bucket) error {
-			k, v := third(b)
-			v[49] ^= 1
-			return b.Put(k, reseal(v))
-		}),
-		"a tree head is forged": inSegment(func(b *bbolt.Bucket) error {
-			k, v := third(b)
-			v[81] ^= 1
-			return b.Put(k, reseal(v))
-		}),
-		"a record is deleted": inSegment(func(b *bbolt.Bucket) error {
-			k, _ := third(b)
-			return b.Delete(k)
-		}),
-		"two records are swapped": inSegment(func(b *bbolt.Bucket) error {
-			k, v := third(b)
-			c := b.Cursor()
-			c.Seek(k)
-			k2, v2 := c.Next()
-			k2, v2 = bytes.Clone(k2), bytes.Clone(v2)
-			return errors.Join(b.Put(k, v2), b.Put(k2, v))
-		}),
-		"a record is doubled": inSegment(func(b *bbolt.Bucket) error {
-			k, v := third(b)
-			return b.Put(key(number(k)+1<<40), v)
-		}),
 		"a segment is dropped": func(tx *bbolt.Tx) error { return tx.Bucket(migrations.Segments).DeleteBucket(key(2)) },
-		"the end is cut off": func(tx *bbolt.Tx) error {
-			k, _ := tx.Bucket(migrations.Segments).Cursor().First()
-			return tx.Bucket(migrations.Segments).DeleteBucket(bytes.Clone(k))
+		"a segment is empty": func(tx *bbolt.Tx) error {
+			segments := tx.Bucket(migrations.Segments)
+			head := bytes.Clone(segments.Bucket(key(2)).Get(headKey))
+			err := segments.DeleteBucket(key(2))
+			b, made := segments.CreateBucket(key(2))
+			return errors.Join(err, made, b.Put(headKey, head))
 		},
 		"a snapshot is edited": func(tx *bbolt.Tx) error {
 			k, _ := tx.Bucket(migrations.Snapshots).Cursor().Last()
@@ -221,39 +256,99 @@ func TestForgedLogsAreDiagnosed(t *testing.T) {
 			chunk[len(chunk)/2] ^= 1
 			return b.Put(key(1), chunk)
 		},
+		"there are no segments":  func(tx *bbolt.Tx) error { return tx.DeleteBucket(migrations.Segments) },
+		"there are no snapshots": func(tx *bbolt.Tx) error { return tx.DeleteBucket(migrations.Snapshots) },
 	} {
 		forged := copyLog(t, dir)
 		edit(t, forged, forge)
 		_, err := inspectDamaged(t, forged)
 		var damage *CorruptError
-		if !errors.As(err, &damage) && !errors.Is(err, ErrRetired) {
+		if !errors.As(err, &damage) {
 			t.Errorf("%s: got %v, want a *CorruptError", name, err)
 		}
 	}
 }
 
 func TestFilesThatAreNoLogAreRefused(t *testing.T) {
-	for name, put := range map[string]func(t *testing.T, file string){
-		"empty":     func(t *testing.T, file string) { write(t, file, nil) },
-		"garbage":   func(t *testing.T, file string) { write(t, file, bytes.Repeat([]byte("garbage!"), 4096)) },
-		"zeros":     func(t *testing.T, file string) { write(t, file, make([]byte, 1<<16)) },
-		"directory": func(t *testing.T, file string) { must(t, os.Mkdir(file, 0o700)) },
-		"newer": func(t *testing.T, file string) {
+	damaged := errors.New("a *CorruptError")
+	schema := func(t *testing.T, file string, v []byte) {
+		foreign(t, file, func(tx *bbolt.Tx) error {
+			b, err := tx.CreateBucket(migrations.Meta)
+			return errors.Join(err, b.Put(migrations.SchemaKey, v))
+		})
+	}
+	for name, c := range map[string]struct {
+		put  func(t *testing.T, file string)
+		want error // nil: any
+	}{
+		"empty":     {func(t *testing.T, file string) { write(t, file, nil) }, damaged},
+		"garbage":   {func(t *testing.T, file string) { write(t, file, bytes.Repeat([]byte("garbage!"), 4096)) }, damaged},
+		"zeros":     {func(t *testing.T, file string) { write(t, file, make([]byte, 1<<16)) }, damaged},
+		"directory": {func(t *testing.T, file string) { must(t, os.Mkdir(file, 0o700)) }, nil},
+		"pipe":      {func(t *testing.T, file string) { must(t, unix.Mkfifo(file, 0o600)) }, nil},
+		"newer":     {func(t *testing.T, file string) { schema(t, file, key(migrations.Current+1)) }, migrations.ErrNewer},
+		"no number": {func(t *testing.T, file string) { schema(t, file, []byte("one")) }, nil},
+		"foreign": {func(t *testing.T, file string) {
 			foreign(t, file, func(tx *bbolt.Tx) error {
-				b, err := tx.CreateBucket(migrations.Meta)
-				if err != nil {
-					return err
-				}
-				return b.Put(migrations.SchemaKey, key(migrations.Current+1))
+				_, err := tx.CreateBucket([]byte("invoices"))
+				return err
 			})
-		},
+		}, migrations.ErrForeign},
 	} {
-		dir := t.TempDir()
-		put(t, filepath.Join(dir, FileName))
-		if l, err := Open(dir, tiny); err == nil {
-			t.Errorf("%s: opened", name)
-			_ = l.Close()
-		}
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			dir := t.TempDir()
+			file := filepath.Join(dir, FileName)
+			c.put(t, file)
+			before, _ := os.ReadFile(readable(t, file))
+			for by, open := range map[string]func() error{
+				"Open":       func() error { _, err := Open(dir, tiny); return err },
+				"OpenReader": func() error { _, err := OpenReader(file); return err },
+				"Migrate":    func() error { _, err := Migrate(file); return err },
+			} {
+				err := open()
+				var damage *CorruptError
+				if err == nil || c.want == damaged && !errors.As(err, &damage) || c.want != nil && c.want != damaged && !errors.Is(err, c.want) {
+					t.Errorf("%s: got %v, want %v", by, err, c.want)
+				}
+			}
+			if after, _ := os.ReadFile(readable(t, file)); !bytes.Equal(before, after) {
+				t.Error("the file was changed")
+			}
+		})
+	}
+}
+
+// readable is file, or a place where nothing is if reading it would block.
+func readable(t *testing.T, file string) string {
+	t.Helper()
+	info, err := os.Lstat(file)
+	must(t, err)
+	if !info.Mode().IsRegular() {
+		return file + "-is-none"
+	}
+	return file
+}
+
+func TestFileCutUnderALiveLogIsAnError(t *testing.T) {
+	dir := t.TempDir()
+	l := openTest(t, dir, tiny)
+	s := l.State()
+	fill(t, l, s, 200, 8)
+	must(t, os.Truncate(filepath.Join(dir, FileName), int64(2*os.Getpagesize())))
+	var damage *CorruptError
+	last := error(nil)
+	for _, err := range l.Records(1) {
+		last = err
+	}
+	if !errors.As(last, &damage) {
+		t.Errorf("read: got %v, want a *CorruptError", last)
+	}
+	r := turn.Record{First: s.Seq() + 1, Moment: s.Moment(), Events: []turn.Event{turn.ServerStopped{}}}
+	if err := l.Append(r); !errors.As(err, &damage) {
+		t.Errorf("append: got %v, want a *CorruptError", err)
+	}
+	if _, err := l.Recover(); err == nil {
+		t.Error("recovered from a file of which nothing is left")
 	}
 }
 
@@ -275,4 +370,35 @@ func foreign(t *testing.T, file string, f func(*bbolt.Tx) error) {
 	db, err := bbolt.Open(file, 0o600, nil)
 	must(t, err)
 	must(t, errors.Join(db.Update(f), db.Close()))
+}
+
+func TestVerifySaysThatReadingFailedAndNotThatSegmentsAreMissing(t *testing.T) {
+	dir, _ := filled(t, 14, 300)
+	r, err := OpenReader(filepath.Join(dir, FileName))
+	must(t, err)
+	segments, err := segmentsOf(r)
+	must(t, err)
+	for after := range 20 {
+		n := 0
+		_, err := verifyFrom(chain{}, segments, func(yield func([]byte, error) bool) {
+			for raw, err := range Raw(r, 1) {
+				if n++; n > after {
+					yield(nil, ErrInUse)
+					return
+				}
+				if !yield(raw, err) {
+					return
+				}
+			}
+		})
+		var damage *CorruptError
+		if !errors.Is(err, ErrInUse) || errors.As(err, &damage) {
+			t.Errorf("reading failed after %d records: %v, want %v and no damage", after, err, ErrInUse)
+		}
+	}
+	_, err = verifyFrom(chain{}, segments, func(func([]byte, error) bool) {})
+	var damage *CorruptError
+	if !errors.As(err, &damage) {
+		t.Errorf("no records at all: %v, want a *CorruptError", err)
+	}
 }

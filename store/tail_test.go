@@ -3,16 +3,20 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"testing"
 	"time"
 
 	"turnstone/turn"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-// follow takes n records of the tail from a sequence and checks that they follow each other.
-func follow(l *Log, from turn.Seq, until turn.Seq) error {
+// follow takes the records of the tail from a sequence on until one ends at until or later, and checks that they
+// follow each other and are what was appended.
+func follow(l *Log, from, until turn.Seq, appended *sync.Map) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	next := turn.Seq(0)
@@ -25,6 +29,10 @@ func follow(l *Log, from turn.Seq, until turn.Seq) error {
 		case next != 0 && r.First != next:
 			return errors.New("a record is missing, or told twice")
 		}
+		want, ok := appended.Load(r.First)
+		if diff := cmp.Diff(want, any(r), comparing); !ok || diff != "" {
+			return fmt.Errorf("the record at %d is not what was appended (-want +got):\n%s", r.First, diff)
+		}
 		if next = r.Last() + 1; next > until {
 			return nil
 		}
@@ -35,23 +43,41 @@ func follow(l *Log, from turn.Seq, until turn.Seq) error {
 func TestTailYieldsEveryRecordInOrderFromAnywhere(t *testing.T) {
 	l := openTest(t, t.TempDir(), tiny) // keeps few in memory: late followers read the disk
 	s := l.State()
-	fill(t, l, s, 10, 4)
-	const records, size = 300, 4
-	until := s.Seq() + records*size
+	gen := newTraffic(17, s, 30)
+	var appended sync.Map
+	add := func(records int) {
+		for range records {
+			r := gen.record(6)
+			appended.Store(r.First, r)
+			if err := l.Append(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	add(20)
+	const events = 1000
+	until := s.Seq() + events
 	var group sync.WaitGroup
 	for _, from := range []turn.Seq{1, 2, 17, s.Seq(), s.Seq() + 1, s.Seq() + 100} {
 		group.Go(func() {
-			if err := follow(l, from, until); err != nil {
+			if err := follow(l, from, until, &appended); err != nil {
 				t.Errorf("from %d: %v", from, err)
 			}
 		})
 	}
-	fill(t, l, s, records, size)
+	for recovered := false; s.Seq() < until; add(1) {
+		if !recovered && s.Seq() > until-events/2 {
+			recovered = true
+			if _, err := l.Recover(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	group.Wait()
-	if err := follow(l, until-5, until); err != nil {
+	if err := follow(l, until-5, until, &appended); err != nil {
 		t.Errorf("from memory: %v", err)
 	}
-	if err := follow(l, 1, until); err != nil {
+	if err := follow(l, 1, until, &appended); err != nil {
 		t.Errorf("from disk: %v", err)
 	}
 }

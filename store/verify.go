@@ -61,7 +61,9 @@ func verifyFrom(c chain, segments []begun, raw iter.Seq2[[]byte, error]) (Report
 	}
 	batches <- batch
 	close(batches)
-	err = earliest(err, <-grown)
+	if err = earliest(err, <-grown); err == nil && len(g.segments) > 0 {
+		err = &CorruptError{Seq: g.chain.next() - 1, Err: fmt.Errorf("segment %d is missing", g.segments[0].number)}
+	}
 	report.Last, report.Chain, report.Root = next-1, linked.last, g.chain.tree.root()
 	return report, err
 }
@@ -81,9 +83,6 @@ func (g *grower) all(batches <-chan []envelope) error {
 				err = g.take(&b[i])
 			}
 		}
-	}
-	if err == nil && len(g.segments) > 0 {
-		err = &CorruptError{Seq: g.chain.next() - 1, Err: fmt.Errorf("segment %d is missing", g.segments[0].number)}
 	}
 	return err
 }
