@@ -185,6 +185,9 @@ __attribute__((noinline)) int sum_bytes(struct xdp_md *ctx, __u32 at, __u32 n)
 		return -1;
 	if (!n)
 		return sum;
+	/* Before 6.8 the verifier does not see by the line above that n is not 0. */
+	barrier_var(n);
+	n = ((n - 1) & (CHUNK - 1)) + 1;
 	__builtin_memset(chunk, 0, sizeof(chunk));
 	if (bpf_xdp_load_bytes(ctx, at, chunk, n))
 		return -1;

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"turnstone/bpf"
@@ -22,12 +23,20 @@ func load(t testing.TB, sizes Sizes, settings Settings) *bpf.TurnstoneObjects {
 		t.Fatal(err)
 	}
 	var o bpf.TurnstoneObjects
-	err = spec.LoadAndAssign(&o, &ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}})
+	options := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}}
+	err = spec.LoadAndAssign(&o, &options)
+	if refused := new(ebpf.VerifierError); errors.As(err, &refused) { // say at which instruction
+		options.Programs.LogLevel |= ebpf.LogLevelBranch
+		err = spec.LoadAndAssign(&o, &options)
+	}
 	if errors.Is(err, unix.EPERM) {
 		testenv.Skip(t, "it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, to load the program")
 	}
+	if refused := new(ebpf.VerifierError); errors.As(err, &refused) {
+		t.Fatalf("%v:\n%s", err, strings.Join(refused.Log[max(0, len(refused.Log)-100):], "\n"))
+	}
 	if err != nil {
-		t.Fatalf("%+v", err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := o.Close(); err != nil {

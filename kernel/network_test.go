@@ -105,7 +105,7 @@ func newNamespace(t testing.TB) (ns netns.NsHandle, h *netlink.Handle) {
 		return nil
 	})
 	t.Cleanup(func() { _ = ns.Close() })
-	h, err := netlink.NewHandleAt(ns)
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
 	}
