@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"sync"
@@ -35,18 +36,17 @@ func newRoom(dir string, o Options) *room {
 	if unix.Statfs(dir, &fs) == nil {
 		total = int64(fs.Blocks) * fs.Bsize
 	}
-	set := func(v *int64, most, part int64) {
-		if *v == 0 {
-			*v = min(most, total/part)
-		}
-	}
-	set(&r.soft, 64<<20, 8)
-	set(&r.hard, 16<<20, 32)
-	set(&r.ballast, 8<<20, 64)
+	soft, hard := Limits(total)
+	r.soft, r.hard = cmp.Or(r.soft, soft), cmp.Or(r.hard, hard)
+	r.ballast = cmp.Or(r.ballast, min(8<<20, total/64))
 	_, err := os.Stat(r.file())
 	r.holds = err == nil
 	return r
 }
+
+// Limits are the room, in bytes, below which a log on a disk of total bytes takes no new allocations, and below
+// which it takes only what ends, where Options say nothing else.
+func Limits(total int64) (soft, hard int64) { return min(64<<20, total/8), min(16<<20, total/32) }
 
 func (r *room) file() string { return filepath.Join(r.dir, ballastName) }
 

@@ -180,7 +180,7 @@ func (s *Server) listen(l *listener) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	for range s.shards {
-		fd, err := bindUDP(l.Address, listenerBuffer, true)
+		fd, err := bindUDP(l.Address, ListenerBuffer, true)
 		if err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}

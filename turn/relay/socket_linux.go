@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket buffers in bytes. The kernel doubles them for its own needs and caps them at
-// net.core.{r,w}mem_max unless the server may exceed that.
-const (
-	listenerBuffer = 4 << 20
-	relayedBuffer  = 512 << 10
-)
+// ListenerBuffer is what a listener asks for as receive and as send buffer, in bytes. The kernel doubles it for its
+// own needs and caps it at net.core.{r,w}mem_max unless the server may exceed that.
+const ListenerBuffer = 4 << 20
+
+// relayedBuffer is the same for a relayed address.
+const relayedBuffer = 512 << 10
 
 // bindUDP opens a UDP socket at exactly a.
 func bindUDP(a netip.AddrPort, buffer int, reusePort bool) (fd int, err error) {
