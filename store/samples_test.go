@@ -29,6 +29,9 @@ type sample struct {
 	event turn.Event
 }
 
+// goldenSamples is how many of the samples, from the first, the golden records hold. New ones come behind them.
+const goldenSamples = 28
+
 // samples has every kind, and the forms of it that differ.
 var samples = []sample{
 	{"AllocationCreated", created(1)},
@@ -66,6 +69,12 @@ var samples = []sample{
 	{"ProgramAttached", turn.ProgramAttached{Interface: "eth0", Mode: "native", Layout: digest(5)}},
 	{"ProgramReplaced", turn.ProgramReplaced{Interface: "eth0", From: digest(5), To: digest(6)}},
 	{"DriftRepaired", turn.DriftRepaired{What: "index", Added: 1, Changed: 2, Removed: 3}},
+	// Here the golden records end (see goldenSamples).
+	{"ReservationMade", turn.ReservationMade{
+		Allocation: 1, Tx: tx(7), Relayed: netip.AddrPortFrom(addr4, 49153), Token: turn.ReservationToken{1, 2, 3, 4, 5, 6, 7, 8}, Lifetime: 30,
+	}},
+	{"ReservationExpired", turn.ReservationExpired{Relayed: netip.AddrPortFrom(addr6, 49153)}},
+	{"ReservationRevoked", turn.ReservationRevoked{Relayed: netip.AddrPortFrom(addr4, 49153), Reason: turn.ReasonUserRemoved}},
 }
 
 // traffic makes records that a log could hold: each event fits the state that those before it leave.
@@ -119,6 +128,12 @@ func (t *traffic) event() turn.Event {
 	if t.state.Seq() == 0 {
 		return turn.EpochBegan{Log: turn.LogID{7}, Epoch: 1}
 	}
+	if held := t.state.Reservations(); len(held) > 0 && t.rng.IntN(10) == 0 {
+		if t.rng.IntN(4) == 0 {
+			return turn.ReservationRevoked{Relayed: held[len(held)-1].Relayed, Reason: turn.ReasonUserRemoved}
+		}
+		return turn.ReservationExpired{Relayed: held[0].Relayed}
+	}
 	roll := t.rng.IntN(100)
 	if len(t.live) == 0 || roll < 20 && len(t.live) < t.most {
 		t.last++
@@ -147,6 +162,8 @@ func (t *traffic) event() turn.Event {
 		e := bound(int(id), n)
 		e.Tx = t.tx()
 		return e
+	case roll == 80:
+		return t.reserved(id)
 	case roll < 84 && len(a.Channels) > 0:
 		c := a.Channels[t.rng.IntN(len(a.Channels))]
 		return turn.ChannelExpired{Allocation: id, Channel: c.Number}
@@ -165,6 +182,20 @@ func (t *traffic) event() turn.Event {
 		return turn.ConfigChanged{Digest: digest(byte(t.rng.Uint32()))}
 	}
 	return turn.RefusalsCounted{Others: t.rng.Uint64N(100)}
+}
+
+// reserved is a reservation made by an allocation, of an address that is free, else nil.
+func (t *traffic) reserved(id turn.AllocationID) turn.Event {
+	e := turn.ReservationMade{
+		Allocation: id, Tx: t.tx(), Relayed: netip.AddrPortFrom(addr6, uint16(t.rng.IntN(1<<16))),
+		Lifetime: 30,
+	}
+	token := t.tx()
+	copy(e.Token[:], token[:])
+	if t.state.Reserved(e.Relayed) != nil || t.state.ByRelayed(e.Relayed) != nil {
+		return nil
+	}
+	return e
 }
 
 func (t *traffic) tx() (id turn.TransactionID) {

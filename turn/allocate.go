@@ -1,6 +1,9 @@
 package turn
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 const (
 	transportUDP = 17
@@ -17,6 +20,10 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision 
 		return q.refuse(CodeBadRequest)
 	case q.transport != transportUDP:
 		return q.refuse(CodeUnsupportedTransport)
+	case q.hasToken && (q.evenPort || q.hasFamily):
+		return q.refuse(CodeBadRequest)
+	case q.hasToken:
+		return redeem(s, r, q, m)
 	case q.hasFamily && q.family != familyIPv4 && q.family != familyIPv6:
 		return q.refuse(CodeFamilyNotSupported)
 	}
@@ -24,30 +31,55 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision 
 	if !ok {
 		return q.refuse(CodeFamilyNotSupported)
 	}
-	all, owned := s.count(Owner(q.Username), m)
-	switch {
-	case r.MaxPerOwner > 0 && owned >= r.MaxPerOwner:
-		return q.refuse(CodeQuotaReached)
-	case q.reserve: // no port is reserved: RFC 8656 section 7.2
-		return q.refuse(CodeInsufficientCapacity)
-	case r.MaxAllocations > 0 && all >= r.MaxAllocations, r.Draining, r.Storage != RoomFine:
-		return q.refuse(CodeInsufficientCapacity)
+	more := 1
+	if q.reserve {
+		more++
 	}
-	return Decision{Ports: &PortPlan{state: s, ip: relay.IP, first: r.FirstPort, last: r.LastPort, even: q.evenPort, entropy: q.Entropy}}
+	if code := lacks(s, r, q, more, m); code != 0 {
+		return q.refuse(code)
+	}
+	return Decision{Ports: &PortPlan{
+		state: s, ip: relay.IP, first: r.FirstPort, last: r.LastPort,
+		even: q.evenPort, pair: q.reserve, entropy: q.Entropy,
+	}}
 }
 
-// DecideBound ends what Decide began for an Allocate: relayed is what was bound
-// of its [PortPlan], empty where nothing could be. State and rules must be as they were.
-func DecideBound(s *State, r *Rules, q *Request, m Moment, relayed []netip.AddrPort) Decision {
-	if len(relayed) == 0 {
+// lacks says with what code more allocations and reservations are refused, 0 for none.
+func lacks(s *State, r *Rules, q *Request, more int, m Moment) int {
+	all, owned := s.count(Owner(q.Username), m)
+	switch {
+	case r.MaxPerOwner > 0 && owned+more > r.MaxPerOwner:
+		return CodeQuotaReached
+	case r.MaxAllocations > 0 && all+more > r.MaxAllocations, r.Draining, r.Storage != RoomFine:
+		return CodeInsufficientCapacity
+	}
+	return 0
+}
+
+// DecideBound ends what Decide began for an Allocate: bound is what was bound
+// of its [PortPlan], for a pair both, empty where nothing could be. State and rules must be as they were.
+func DecideBound(s *State, r *Rules, q *Request, m Moment, bound []netip.AddrPort) Decision {
+	if len(bound) == 0 {
 		return q.refuse(CodeInsufficientCapacity)
 	}
-	_, over := s.live(s.byFiveTuple[q.FiveTuple], m)
+	relayed := bound
+	if q.reserve {
+		relayed = bound[:1]
+	}
+	_, events := s.live(s.byFiveTuple[q.FiveTuple], m)
 	e := AllocationCreated{
 		Allocation: s.last + 1, Tx: q.Tx, FiveTuple: q.FiveTuple, Relayed: relayed,
 		Transport: q.transport, Username: q.Username, Realm: q.Realm, Lifetime: r.lifetime(q),
 	}
+	events = append(events, e)
 	reply := q.reply(0)
 	reply.grant(r, q, relayed, e.Lifetime)
-	return Decision{Events: append(over, e), Reply: reply}
+	if q.reserve {
+		reply.token = s.newToken(q.Entropy)
+		events = append(events, ReservationMade{
+			Allocation: e.Allocation, Tx: q.Tx, Relayed: bound[1], Token: reply.token,
+			Lifetime: uint32(ReservationLifetime / time.Second),
+		})
+	}
+	return Decision{Events: events, Reply: reply}
 }

@@ -51,7 +51,8 @@ type answer struct {
 	until      Deadline
 	allocation AllocationID
 	lifetime   uint32
-	relayed    [2]packedAddr // Allocate only
+	relayed    [2]packedAddr    // Allocate only, likewise below
+	token      ReservationToken // zero for none
 }
 
 // maxAnswers bounds what a flood of requests can have remembered. It is more than a
@@ -82,6 +83,14 @@ func (w *answers) remember(t transaction, a answer, m Moment) {
 		}
 	}
 	w.of[t] = a
+}
+
+// amend changes what is remembered of t, if anything is.
+func (w *answers) amend(t transaction, change func(*answer)) {
+	if a, known := w.of[t]; known {
+		change(&a)
+		w.of[t] = a
+	}
 }
 
 // recall is what t was told, false where that is over at m or never was.

@@ -50,6 +50,7 @@ func (s *State) rebase(m Moment) {
 			move(&a.Channels[i].Deadline)
 		}
 	}
+	s.reservations.rebase(move)
 	for _, t := range s.answers.live() {
 		a := s.answers.of[t]
 		move(&a.until)
@@ -100,6 +101,12 @@ func (s *State) apply(e Event) error {
 		return s.on(e.Allocation, func(a *Allocation) error { return s.unbind(a, e.Channel) })
 	case ChannelRevoked:
 		return s.on(e.Allocation, func(a *Allocation) error { return s.unbind(a, e.Channel) })
+	case ReservationMade:
+		return s.on(e.Allocation, func(a *Allocation) error { return s.reserve(a, e) })
+	case ReservationExpired:
+		return s.unreserve(e.Relayed)
+	case ReservationRevoked:
+		return s.unreserve(e.Relayed)
 	case UsageRecorded:
 		if a := s.allocations[e.Allocation]; a != nil { // the last usage may follow the end
 			a.used(e)
@@ -152,6 +159,11 @@ func (s *State) created(e AllocationCreated) error {
 		Username: e.Username, Realm: e.Realm, Created: s.moment,
 		Deadline: s.moment.After(time.Duration(e.Lifetime) * time.Second),
 	}
+	for _, r := range e.Relayed {
+		if held := s.reservations.byRelayed[r]; held != nil {
+			s.release(held)
+		}
+	}
 	s.last = a.ID
 	s.insert(a)
 	s.answer(a, KindAllocationCreated, e.Tx, e.Lifetime)
@@ -164,13 +176,18 @@ func (s *State) insert(a *Allocation) {
 	s.byFiveTuple[a.FiveTuple] = a
 	for _, r := range a.Relayed {
 		s.byRelayed[r] = a
-		if s.ports[r.Addr()] == nil {
-			s.ports[r.Addr()] = new(portSet)
-		}
-		s.ports[r.Addr()].add(r.Port())
+		s.usePort(r)
 	}
 	s.byOwner[Owner(a.Username)]++
 	s.ends.add(a)
+}
+
+// usePort keeps the port of r from being proposed.
+func (s *State) usePort(r netip.AddrPort) {
+	if s.ports[r.Addr()] == nil {
+		s.ports[r.Addr()] = new(portSet)
+	}
+	s.ports[r.Addr()].add(r.Port())
 }
 
 // remove takes a out of every index.
@@ -182,7 +199,12 @@ func (s *State) remove(a *Allocation) {
 		delete(s.byRelayed, r)
 		s.ports[r.Addr()].remove(r.Port())
 	}
-	owner := Owner(a.Username)
+	s.disown(a.Username)
+}
+
+// disown takes one from what the owner of username has.
+func (s *State) disown(username string) {
+	owner := Owner(username)
 	if s.byOwner[owner]--; s.byOwner[owner] == 0 {
 		delete(s.byOwner, owner)
 	}

@@ -41,15 +41,14 @@ var reasonPhrases = map[int]string{
 }
 
 // knownAttribute says whether the server understands a comprehension-required
-// attribute. RESERVATION-TOKEN and DONT-FRAGMENT are not: RFC 8656 section 7.2
-// has such servers answer 420.
+// attribute. DONT-FRAGMENT is not: RFC 8656 section 7.2 has such servers answer 420.
 func knownAttribute(kind uint16) bool {
 	switch stun.AttrType(kind) {
 	case stun.AttrMappedAddress, stun.AttrUsername, stun.AttrMessageIntegrity, stun.AttrErrorCode,
 		stun.AttrUnknownAttributes, stun.AttrRealm, stun.AttrNonce, stun.AttrXORMappedAddress,
 		stun.AttrChannelNumber, stun.AttrLifetime, stun.AttrXORPeerAddress, stun.AttrData,
 		stun.AttrXORRelayedAddress, stun.AttrEvenPort, stun.AttrRequestedTransport, stun.AttrRequestedAddressFamily,
-		stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm:
+		stun.AttrReservationToken, stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm:
 		return true
 	}
 	return false
@@ -109,7 +108,7 @@ type Request struct {
 	Method    stun.Method
 	Username  string
 	Realm     string
-	Entropy   [32]byte // for an Allocate, set by the caller: ports are drawn from it
+	Entropy   [32]byte // for an Allocate, set by the caller: ports and tokens are drawn from it
 
 	nonceReturned bool
 	malformed     bool // an attribute of the method does not decode
@@ -125,6 +124,8 @@ type Request struct {
 	hasFamily    bool
 	evenPort     bool // EVEN-PORT
 	reserve      bool // its R bit: the next port too
+	token        ReservationToken
+	hasToken     bool
 	channel      ChannelNumber
 	hasChannel   bool
 	peers        []netip.AddrPort
@@ -148,6 +149,9 @@ func (q *Request) decode(m *stun.Message, list stun.Attributes) {
 			q.evenPort = true
 			q.malformed = q.malformed || len(a.Value) != 1
 			q.reserve = len(a.Value) == 1 && a.Value[0]&0x80 != 0
+		case a.Type == stun.AttrReservationToken && allocates && !q.hasToken:
+			q.hasToken = true
+			q.malformed = q.malformed || copy(q.token[:], a.Value) != len(a.Value) || len(a.Value) != len(q.token)
 		case a.Type == stun.AttrChannelNumber && binds:
 			q.word(a, &q.hasChannel, func(v uint32) { q.channel = ChannelNumber(v >> 16) })
 		case a.Type == stun.AttrXORPeerAddress && (permits || (binds && len(q.peers) == 0)):

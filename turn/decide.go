@@ -7,7 +7,7 @@ import (
 )
 
 // Decision is what a request leads to: events to apply and an answer to send once
-// they, and all before them, are durable. Ports is set where an Allocate needs a port first:
+// they, and all before them, are durable. Ports is set where an Allocate needs ports first:
 // then [DecideBound] decides.
 type Decision struct {
 	Events []Event
@@ -80,6 +80,7 @@ func recall(s *State, r *Rules, q *Request, m Moment) (Decision, bool) {
 			}
 		}
 		reply.grant(r, q, relayed, given.lifetime)
+		reply.token = given.token
 	case stun.MethodRefresh:
 		reply.lifetime, reply.hasLifetime = given.lifetime, true
 	}

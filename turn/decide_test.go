@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -48,9 +49,14 @@ func TestAllocate(t *testing.T) {
 		{"NoIPv6Here", func(c *core) { c.rules.Relays = c.rules.Relays[:1] }, []stun.Setter{transport(17), family(2)}, 440, 0, false},
 		{"NoIPv4Here", func(c *core) { c.rules.Relays = c.rules.Relays[1:] }, []stun.Setter{transport(17)}, 440, 0, false},
 		{"DontFragment", nil, []stun.Setter{transport(17), set(stun.AttrDontFragment)}, 420, 0, false},
-		{"ReservationToken", nil, []stun.Setter{transport(17), set(stun.AttrReservationToken, 1, 2, 3, 4, 5, 6, 7, 8)}, 420, 0, false},
+		{"TokenOfNone", nil, []stun.Setter{transport(17), token(ReservationToken{1})}, 508, 0, false},
+		{"TokenOfZeros", nil, []stun.Setter{transport(17), token(ReservationToken{})}, 508, 0, false},
+		{"TokenTooShort", nil, []stun.Setter{transport(17), set(stun.AttrReservationToken, 1, 2, 3, 4, 5, 6, 7)}, 400, 0, false},
+		{"TokenTooLong", nil, []stun.Setter{transport(17), set(stun.AttrReservationToken, 1, 2, 3, 4, 5, 6, 7, 8, 9)}, 400, 0, false},
+		{"TokenAndEvenPort", nil, []stun.Setter{transport(17), token(ReservationToken{1}), evenPort(0)}, 400, 0, false},
+		{"TokenAndFamily", nil, []stun.Setter{transport(17), token(ReservationToken{1}), family(1)}, 400, 0, false},
 		{"EvenPort", nil, []stun.Setter{transport(17), evenPort(0)}, 0, 600, false},
-		{"EvenPortWithReservation", nil, []stun.Setter{transport(17), evenPort(0x80)}, 508, 0, false},
+		{"EvenPortWithReservation", nil, []stun.Setter{transport(17), evenPort(0x80)}, 0, 600, false},
 		{"EvenPortOfOtherLength", nil, []stun.Setter{transport(17), set(stun.AttrEvenPort)}, 400, 0, false},
 		{"AttributesOfOtherMethods", nil, []stun.Setter{transport(17), set(stun.AttrXORPeerAddress, 1), set(stun.AttrChannelNumber)}, 0, 600, false},
 		{"MappedPeerOfAnotherMethod", nil, []stun.Setter{transport(17), peer(peerA)}, 0, 600, false},
@@ -80,6 +86,15 @@ func TestAllocate(t *testing.T) {
 			c.rules.FirstPort, c.rules.LastPort = 50000, 50000
 			c.taken = map[netip.AddrPort]bool{addrPort("192.0.2.1:50000"): true}
 		}, []stun.Setter{transport(17)}, 508, 0, false},
+		{"NoPairFree", func(c *core) { c.rules.FirstPort, c.rules.LastPort = 50001, 50002 }, []stun.Setter{transport(17), evenPort(0x80)}, 508, 0, false},
+		{"OnePairFree", func(c *core) { c.rules.FirstPort, c.rules.LastPort = 50001, 50003 }, []stun.Setter{transport(17), evenPort(0x80)}, 0, 600, false},
+		{"OnePortForAPair", func(c *core) { c.rules.FirstPort, c.rules.LastPort = 50000, 50000 }, []stun.Setter{transport(17), evenPort(0x80)}, 508, 0, false},
+		{"NextPortDoesNotBind", func(c *core) {
+			c.rules.FirstPort, c.rules.LastPort = 50000, 50001
+			c.taken = map[netip.AddrPort]bool{addrPort("192.0.2.1:50001"): true}
+		}, []stun.Setter{transport(17), evenPort(0x80)}, 508, 0, false},
+		{"QuotaOfAPair", func(c *core) { c.rules.MaxPerOwner = 1 }, []stun.Setter{transport(17), evenPort(0x80)}, 486, 0, false},
+		{"TotalOfAPair", func(c *core) { c.rules.MaxAllocations = 1 }, []stun.Setter{transport(17), evenPort(0x80)}, 508, 0, false},
 		{"NoEvenPortFree", func(c *core) { c.rules.FirstPort, c.rules.LastPort = 50001, 50001 }, []stun.Setter{transport(17), evenPort(0)}, 508, 0, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -108,7 +123,7 @@ func TestAllocate(t *testing.T) {
 			if want := c.now.After(time.Duration(tt.lifetime) * time.Second); a.Deadline != want {
 				t.Errorf("got deadline %v, want %v", a.Deadline, want)
 			}
-			if p := got.relayed.Port(); p < 49152 || (tt.name == "EvenPort" && p%2 != 0) {
+			if p := got.relayed.Port(); p < 49152 || (strings.HasPrefix(tt.name, "EvenPort") && p%2 != 0) {
 				t.Errorf("got port %d", p)
 			}
 			if c.state.ByRelayed(got.relayed) != a || c.state.ByRelayed(own) != nil {
@@ -583,21 +598,26 @@ func TestPortsOfANearlyFullRange(t *testing.T) {
 		name string
 		free []uint16
 		even bool
+		pair bool
 		want []uint16
 	}{
-		{"None", nil, false, nil},
-		{"First", []uint16{first}, false, []uint16{first}},
-		{"Last", []uint16{last}, false, []uint16{last}},
-		{"Odd", []uint16{50_777}, true, nil},
-		{"EvenAndOdd", []uint16{50_777, 50_778, 51_999}, true, []uint16{50_778}},
-		{"Outside", []uint16{first - 1, last + 1}, false, nil},
+		{"None", nil, false, false, nil},
+		{"First", []uint16{first}, false, false, []uint16{first}},
+		{"Last", []uint16{last}, false, false, []uint16{last}},
+		{"Odd", []uint16{50_777}, true, false, nil},
+		{"EvenAndOdd", []uint16{50_777, 50_778, 51_999}, true, false, []uint16{50_778}},
+		{"Outside", []uint16{first - 1, last + 1}, false, false, nil},
+		{"Pair", []uint16{50_777, 50_778, 50_779}, true, true, []uint16{50_778}},
+		{"OddPair", []uint16{50_777, 50_778}, true, true, nil},
+		{"PairOverWords", []uint16{50_815, 50_816, 50_817}, true, true, []uint16{50_816}},
+		{"LastOfAPair", []uint16{last, last + 1}, true, true, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, p := range tt.free {
 				s.ports[ip].remove(p)
 			}
 			for seed := range byte(20) {
-				plan := &PortPlan{state: s, ip: ip, first: first, last: last, even: tt.even, entropy: [32]byte{seed}}
+				plan := &PortPlan{state: s, ip: ip, first: first, last: last, even: tt.even, pair: tt.pair, entropy: [32]byte{seed}}
 				got := map[uint16]bool{}
 				for a := range plan.Candidates() {
 					got[a.Port()] = true

@@ -23,6 +23,9 @@ const (
 	KindChannelBound        Kind = 8
 	KindChannelExpired      Kind = 9
 	KindChannelRevoked      Kind = 10
+	KindReservationMade     Kind = 11
+	KindReservationExpired  Kind = 12
+	KindReservationRevoked  Kind = 13
 
 	KindUsageRecorded   Kind = 20
 	KindRefusalsCounted Kind = 21
@@ -48,7 +51,8 @@ type Event interface {
 	Kind() Kind
 }
 
-// AllocationCreated grants an allocation (RFC 8656 section 7.2).
+// AllocationCreated grants an allocation (RFC 8656 section 7.2). Where its relayed
+// address is reserved, that is the end of the reservation.
 type AllocationCreated struct {
 	Allocation AllocationID     `cbor:"1,keyasint"`
 	Tx         TransactionID    `cbor:"2,keyasint"`
@@ -123,6 +127,27 @@ type ChannelRevoked struct {
 	Allocation AllocationID  `cbor:"1,keyasint"`
 	Channel    ChannelNumber `cbor:"2,keyasint"`
 	Reason     Reason        `cbor:"3,keyasint"`
+}
+
+// ReservationMade keeps the port after that of the allocation created with it for
+// Lifetime seconds, for whoever brings Token (RFC 8656 section 7.2).
+type ReservationMade struct {
+	Allocation AllocationID     `cbor:"1,keyasint"`
+	Tx         TransactionID    `cbor:"2,keyasint"` // of the Allocate that asked for it
+	Relayed    netip.AddrPort   `cbor:"3,keyasint"`
+	Token      ReservationToken `cbor:"4,keyasint"`
+	Lifetime   uint32           `cbor:"5,keyasint"` // seconds
+}
+
+// ReservationExpired ends a reservation whose time is over.
+type ReservationExpired struct {
+	Relayed netip.AddrPort `cbor:"1,keyasint"`
+}
+
+// ReservationRevoked ends a reservation before its time.
+type ReservationRevoked struct {
+	Relayed netip.AddrPort `cbor:"1,keyasint"`
+	Reason  Reason         `cbor:"2,keyasint"`
 }
 
 // Path is where a datagram was relayed. The numbers are part of the log.
@@ -273,6 +298,9 @@ func (PermissionRevoked) Kind() Kind   { return KindPermissionRevoked }
 func (ChannelBound) Kind() Kind        { return KindChannelBound }
 func (ChannelExpired) Kind() Kind      { return KindChannelExpired }
 func (ChannelRevoked) Kind() Kind      { return KindChannelRevoked }
+func (ReservationMade) Kind() Kind     { return KindReservationMade }
+func (ReservationExpired) Kind() Kind  { return KindReservationExpired }
+func (ReservationRevoked) Kind() Kind  { return KindReservationRevoked }
 func (UsageRecorded) Kind() Kind       { return KindUsageRecorded }
 func (RefusalsCounted) Kind() Kind     { return KindRefusalsCounted }
 func (EpochBegan) Kind() Kind          { return KindEpochBegan }

@@ -3,24 +3,44 @@ package turn
 import (
 	"cmp"
 	"slices"
+	"time"
 )
 
 // Expire yields events for at most limit of the things that are over at m, which
 // must be of the boot of the state's last record. The earliest come first,
-// allocations before what they hold.
+// allocations before what they hold, reservations before allocations.
 func Expire(s *State, m Moment, limit int) []Event {
 	s.ends.build(s.allocations)
 	over := s.ends.within(m.Uptime)
 	slices.SortFunc(over, func(a, b *Allocation) int { return cmp.Or(cmp.Compare(a.end, b.end), cmp.Compare(a.ID, b.ID)) })
+	lapsed := s.reservations.over(m)
 	var events []Event
+	add := func(e Event) bool {
+		if len(events) == limit {
+			return false
+		}
+		events = append(events, e)
+		return true
+	}
+	until := func(end time.Duration) bool {
+		for ; len(lapsed) > 0 && lapsed[0].Deadline.Uptime <= end; lapsed = lapsed[1:] {
+			if !add(ReservationExpired{Relayed: lapsed[0].Relayed}) {
+				return false
+			}
+		}
+		return true
+	}
 	for _, a := range over {
+		if !until(a.end) {
+			return events
+		}
 		for _, e := range a.overdue(m) {
-			if len(events) == limit {
+			if !add(e) {
 				return events
 			}
-			events = append(events, e)
 		}
 	}
+	until(m.Uptime)
 	return events
 }
 
@@ -43,9 +63,9 @@ func (s *State) live(a *Allocation, m Moment) (*Allocation, []Event) {
 	return &left, over
 }
 
-// count counts the allocations that are live at m, and those of owner among them.
+// count counts the allocations and reservations that are live at m, and those of owner among them.
 func (s *State) count(owner string, m Moment) (all, owned int) {
-	all, owned = len(s.allocations), s.byOwner[owner]
+	all, owned = len(s.allocations)+len(s.reservations.list), s.byOwner[owner]
 	s.ends.build(s.allocations)
 	for _, a := range s.ends.within(m.Uptime) {
 		if a.Deadline.Passed(m) {
@@ -53,6 +73,12 @@ func (s *State) count(owner string, m Moment) (all, owned int) {
 			if Owner(a.Username) == owner {
 				owned--
 			}
+		}
+	}
+	for _, r := range s.reservations.over(m) {
+		all--
+		if Owner(r.Username) == owner {
+			owned--
 		}
 	}
 	return all, owned
@@ -86,7 +112,7 @@ func Close(s *State, id AllocationID, why Reason) []Event {
 }
 
 // Reconcile yields what a new configuration revokes: the allocations of users
-// g does not know any more, and the channels and permissions of peers r forbids.
+// g does not know any more, their reservations, and the channels and permissions of peers r forbids.
 func Reconcile(s *State, r *Rules, g *Gate) []Event {
 	var events []Event
 	for a := range s.Allocations() {
@@ -103,6 +129,11 @@ func Reconcile(s *State, r *Rules, g *Gate) []Event {
 			if !r.permits(p.Peer) {
 				events = append(events, PermissionRevoked{Allocation: a.ID, Peer: p.Peer, Reason: ReasonPolicy})
 			}
+		}
+	}
+	for _, held := range s.reservations.list {
+		if !g.Knows(held.Username, held.Made) {
+			events = append(events, ReservationRevoked{Relayed: held.Relayed, Reason: ReasonUserRemoved})
 		}
 	}
 	return events

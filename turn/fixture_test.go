@@ -87,6 +87,8 @@ func transport(p byte) stun.Setter { return set(stun.AttrRequestedTransport, p, 
 func family(f byte) stun.Setter    { return set(stun.AttrRequestedAddressFamily, f, 0, 0, 0) }
 func evenPort(b byte) stun.Setter  { return set(stun.AttrEvenPort, b) }
 
+func token(t ReservationToken) stun.Setter { return set(stun.AttrReservationToken, t[:]...) }
+
 func channel(n uint16) stun.Setter {
 	return set(stun.AttrChannelNumber, byte(n>>8), byte(n), 0, 0)
 }
@@ -249,19 +251,27 @@ func (c *core) decide(q *Request) ([]Event, *Reply) {
 	before := c.state.Image()
 	d := Decide(c.state, &c.rules, q, c.now)
 	if d.Ports != nil {
-		var bound []netip.AddrPort
-		for a := range d.Ports.Candidates() {
-			if !c.taken[a] {
-				bound = []netip.AddrPort{a}
-				break
-			}
-		}
-		d = DecideBound(c.state, &c.rules, q, c.now, bound)
+		d = DecideBound(c.state, &c.rules, q, c.now, c.bind(d.Ports))
 	}
 	if diff := cmp.Diff(before, c.state.Image(), byAddress...); diff != "" {
 		c.Errorf("deciding a %v changed the state (-before +after):\n%s", q.Method, diff)
 	}
 	return d.Events, d.Reply
+}
+
+// bind is what can be bound of a plan.
+func (c *core) bind(p *PortPlan) []netip.AddrPort {
+	for a := range p.Candidates() {
+		next := netip.AddrPortFrom(a.Addr(), a.Port()+1)
+		switch {
+		case c.taken[a], p.Pair() && c.taken[next]:
+		case p.Pair():
+			return []netip.AddrPort{a, next}
+		default:
+			return []netip.AddrPort{a}
+		}
+	}
+	return nil
 }
 
 // reload puts the rules and the gate in force.
@@ -285,6 +295,7 @@ type answerSeen struct {
 	relayed  netip.AddrPort
 	mapped   netip.AddrPort
 	lifetime int64 // -1 without LIFETIME
+	token    ReservationToken
 	unknown  stun.UnknownAttributes
 	nonce    string
 	realm    string
@@ -315,6 +326,9 @@ func see(t tb, raw []byte) *answerSeen {
 	s.relayed, s.mapped = address(stun.AttrXORRelayedAddress), address(stun.AttrXORMappedAddress)
 	if v, err := s.message.Get(stun.AttrLifetime); err == nil {
 		s.lifetime = int64(binary.BigEndian.Uint32(v))
+	}
+	if v, err := s.message.Get(stun.AttrReservationToken); err == nil && copy(s.token[:], v) != len(v) {
+		t.Errorf("got RESERVATION-TOKEN %x", v)
 	}
 	_ = s.unknown.GetFrom(s.message)
 	var nonce stun.Nonce

@@ -7,7 +7,8 @@ import (
 )
 
 // Image is a State as plain data, sorted: equal states have equal images, and
-// one encoding. Snapshots are made of it.
+// one encoding. Snapshots are made of it. What came to it later is left out where
+// there is none, so that a log has the digests it always had.
 type Image struct {
 	Seq            Seq               `cbor:"1,keyasint"`
 	Moment         Moment            `cbor:"2,keyasint"`
@@ -19,6 +20,7 @@ type Image struct {
 	Allocations    []AllocationImage `cbor:"8,keyasint"` // by id
 	Answers        []AnswerImage     `cbor:"9,keyasint"` // in the order they were given
 	Config         [32]byte          `cbor:"10,keyasint"`
+	Reservations   []Reservation     `cbor:"11,keyasint,omitempty"` // by end, then by relayed address
 }
 
 // AllocationImage is an [Allocation] in an Image.
@@ -45,6 +47,7 @@ type AnswerImage struct {
 	Allocation AllocationID     `cbor:"5,keyasint"`
 	Lifetime   uint32           `cbor:"6,keyasint"`
 	Relayed    []netip.AddrPort `cbor:"7,keyasint"`
+	Token      ReservationToken `cbor:"8,keyasint,omitzero"`
 }
 
 // Image copies s. It shares slices with s, so it is to be encoded or dropped before the next Apply.
@@ -62,11 +65,15 @@ func (s *State) Image() Image {
 			Permissions: orNil(a.Permissions), Channels: orNil(a.Channels), Usage: orNil(a.Usage),
 		})
 	}
+	for _, r := range s.reservations.list {
+		im.Reservations = append(im.Reservations, *r)
+	}
 	for _, t := range s.answers.live() {
 		given := s.answers.of[t]
 		one := AnswerImage{
 			FiveTuple: FiveTuple{Client: t.client.unpack(), Server: t.server.unpack(), Protocol: t.protocol},
 			Kind:      t.kind, Tx: t.tx, Until: given.until, Allocation: given.allocation, Lifetime: given.lifetime,
+			Token: given.token,
 		}
 		for _, p := range given.relayed {
 			if a := p.unpack(); a.IsValid() {
@@ -104,9 +111,16 @@ func FromImage(im Image) (*State, error) {
 			Permissions: a.Permissions, Channels: a.Channels, Usage: a.Usage,
 		})
 	}
+	for _, r := range im.Reservations {
+		taken := s.byRelayed[r.Relayed] != nil || s.reservations.byRelayed[r.Relayed] != nil
+		if taken || r.Token == (ReservationToken{}) || s.reservations.byToken[r.Token] != nil {
+			return nil, fmt.Errorf("image of state %d: the reservation of %v contradicts another", im.Seq, r.Relayed)
+		}
+		s.hold(&r)
+	}
 	for _, r := range im.Answers {
 		t := transactionOf(r.FiveTuple, r.Kind, r.Tx)
-		given := answer{until: r.Until, allocation: r.Allocation, lifetime: r.Lifetime}
+		given := answer{until: r.Until, allocation: r.Allocation, lifetime: r.Lifetime, token: r.Token}
 		if _, twice := s.answers.of[t]; twice || len(r.Relayed) > len(given.relayed) {
 			return nil, fmt.Errorf("image of state %d: answer %v contradicts another or itself", im.Seq, r.Tx)
 		}

@@ -29,7 +29,7 @@ func laws(t *rapid.T) {
 	w.rules.FirstPort, w.rules.LastPort = 50_000, 50_007
 	w.rules.MaxPermissions, w.rules.MaxChannels = 4, 3
 	actions := []func(){
-		w.allocate, w.allocate, w.refresh, w.permit, w.permit, w.bind, w.bind, w.retransmit,
+		w.allocate, w.allocate, w.reserve, w.redeem, w.refresh, w.permit, w.permit, w.bind, w.bind, w.retransmit,
 		w.pass, w.pass, w.restart, w.reconfigure, w.closeOne, w.use, w.twin,
 	}
 	for range rapid.IntRange(1, 60).Draw(t, "steps") {
@@ -46,8 +46,9 @@ type world struct {
 	callers []*caller
 	last    []byte // the frame sent last, and who sent it
 	by      *caller
-	twins   []*State // made from images on the way, and fed the same records since
-	fed     int      // records the twins have had
+	tokens  []ReservationToken // that were given
+	twins   []*State           // made from images on the way, and fed the same records since
+	fed     int                // records the twins have had
 }
 
 func worldCallers() []*caller {
@@ -63,11 +64,11 @@ func worldCallers() []*caller {
 
 func (w *world) pick(n int, what string) int { return rapid.IntRange(0, n-1).Draw(w.t, what) }
 
-func (w *world) request(method stun.Method, attributes ...stun.Setter) {
+func (w *world) request(method stun.Method, attributes ...stun.Setter) *answerSeen {
 	w.by = w.callers[w.pick(len(w.callers), "caller")]
 	w.lastTx++
 	w.last = w.by.signed(w.gate, w.now, method, txid(w.lastTx), attributes)
-	w.send(w.by, w.last)
+	return w.send(w.by, w.last)
 }
 
 func (w *world) lifetime() stun.Setter {
@@ -90,6 +91,39 @@ func (w *world) allocate() {
 		attributes = append(attributes, evenPort(0))
 	}
 	w.request(stun.MethodAllocate, attributes...)
+}
+
+// reserve asks for a port and the next, from which on a token stands for that.
+func (w *world) reserve() {
+	got := w.request(stun.MethodAllocate, transport(17), w.lifetime(), evenPort(0x80))
+	if got == nil || got.code != 0 {
+		return
+	}
+	next := netip.AddrPortFrom(got.relayed.Addr(), got.relayed.Port()+1)
+	r := w.state.Reserved(next)
+	if got.relayed.Port()%2 != 0 || r == nil || r.Token != got.token {
+		w.Fatalf("got %v and token %v, reserved is %+v", got.relayed, got.token, r)
+	}
+	w.tokens = append(w.tokens, got.token)
+}
+
+// redeem brings a token, which is good once.
+func (w *world) redeem() {
+	if len(w.tokens) == 0 {
+		return
+	}
+	t := w.tokens[w.pick(len(w.tokens), "token")]
+	held := w.state.reservations.byToken[t]
+	got := w.request(stun.MethodAllocate, transport(17), token(t))
+	if got == nil || got.code != 0 {
+		return
+	}
+	if held == nil || held.Deadline.Passed(w.now) || held.Username != w.by.user || got.relayed != held.Relayed {
+		w.Fatalf("%s got %v for the token of %+v", w.by.user, got.relayed, held)
+	}
+	if w.state.Reserved(got.relayed) != nil {
+		w.Errorf("%v is still reserved", got.relayed)
+	}
 }
 
 func (w *world) refresh() { w.request(stun.MethodRefresh, w.lifetime()) }
@@ -177,6 +211,11 @@ func (w *world) reconfigure() {
 			}
 		}
 	}
+	for _, r := range w.state.Reservations() {
+		if !w.gate.Knows(r.Username, r.Made) {
+			w.Errorf("the reservation of %q lives on", r.Username)
+		}
+	}
 	if again := w.reload(); len(again) > 0 {
 		w.Errorf("a second reload made %v", describeAll(again))
 	}
@@ -237,6 +276,9 @@ func (w *world) check() {
 }
 
 func (w *world) nothingOverdue() {
+	if left := w.state.reservations.over(w.now); len(left) > 0 {
+		w.Errorf("not expired at %v: the reservation %+v", w.now, *left[0])
+	}
 	for a := range w.state.Allocations() {
 		if left := a.overdue(w.now); len(left) > 0 {
 			w.Errorf("not expired at %v: %v", w.now, describeAll(left))
@@ -245,7 +287,7 @@ func (w *world) nothingOverdue() {
 }
 
 func cloneImage(im Image) Image {
-	im.Allocations, im.Answers = slices.Clone(im.Allocations), slices.Clone(im.Answers)
+	im.Allocations, im.Answers, im.Reservations = slices.Clone(im.Allocations), slices.Clone(im.Answers), slices.Clone(im.Reservations)
 	for i := range im.Allocations {
 		a := &im.Allocations[i]
 		a.Relayed, a.Permissions = slices.Clone(a.Relayed), slices.Clone(a.Permissions)
@@ -276,6 +318,21 @@ func checkState(t tb, s *State, maxLifetime time.Duration) {
 			first, some = end, true
 		}
 	}
+	for _, r := range s.reservations.list {
+		owners[Owner(r.Username)]++
+		if s.byRelayed[r.Relayed] != nil || s.Reserved(r.Relayed) != r || s.reservations.byToken[r.Token] != r || !s.ports[r.Relayed.Addr()].has(r.Relayed.Port()) {
+			t.Errorf("%v is reserved and not in its place", r.Relayed)
+		}
+		if left := r.Deadline.Uptime - s.moment.Uptime; left > ReservationLifetime {
+			t.Errorf("%v is reserved for %v", r.Relayed, left)
+		}
+		if end := r.Deadline.Uptime; !some || end < first {
+			first, some = end, true
+		}
+	}
+	if n := len(s.reservations.list); n != len(s.reservations.byToken) || n != len(s.reservations.byRelayed) || !slices.IsSortedFunc(s.reservations.list, compareReservation) {
+		t.Errorf("got %d reservations, %d tokens and %d addresses of them, or out of order", n, len(s.reservations.byToken), len(s.reservations.byRelayed))
+	}
 	if len(s.byFiveTuple) != len(s.allocations) || len(s.byRelayed) != relayed {
 		t.Errorf("got %d five-tuples and %d relayed addresses for %d and %d", len(s.byFiveTuple), len(s.byRelayed), len(s.allocations), relayed)
 	}
@@ -288,8 +345,8 @@ func checkState(t tb, s *State, maxLifetime time.Duration) {
 			ports += bits.OnesCount64(word)
 		}
 	}
-	if ports != relayed {
-		t.Errorf("got %d ports in use for %d relayed addresses", ports, relayed)
+	if want := relayed + len(s.reservations.list); ports != want {
+		t.Errorf("got %d ports in use for %d relayed and reserved addresses", ports, want)
 	}
 	checkAnswers(t, s)
 	if next, ok := s.NextDeadline(); next != first || ok != some {
@@ -382,6 +439,7 @@ func TestFoldRefuses(t *testing.T) {
 		return e
 	}
 	bound := ChannelBound{Allocation: 1, Channel: 0x4000, Peer: addrPort(peerA)}
+	reserved := ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50009"), Token: ReservationToken{1}, Lifetime: 30}
 	for _, tt := range []struct {
 		name string
 		e    Event
@@ -404,10 +462,19 @@ func TestFoldRefuses(t *testing.T) {
 		{"ChannelOfAnotherPeer", ChannelBound{Allocation: 1, Channel: 0x4000, Peer: addrPort(peerB)}, false},
 		{"PeerOfAnotherChannel", ChannelBound{Allocation: 1, Channel: 0x4001, Peer: addrPort(peerA)}, false},
 		{"UsageOfNone", UsageRecorded{Allocation: 2}, true},
+		{"AnotherReservation", ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50003"), Token: ReservationToken{2}, Lifetime: 30}, true},
+		{"SameToken", ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50003"), Token: ReservationToken{1}, Lifetime: 30}, false},
+		{"NoToken", ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50003"), Lifetime: 30}, false},
+		{"SameReserved", ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50009"), Token: ReservationToken{2}, Lifetime: 30}, false},
+		{"ReservedIsRelayed", ReservationMade{Allocation: 1, Relayed: made.Relayed[0], Token: ReservationToken{2}, Lifetime: 30}, false},
+		{"ReservationOfNone", ReservationMade{Allocation: 2, Relayed: addrPort("192.0.2.1:50003"), Token: ReservationToken{2}, Lifetime: 30}, false},
+		{"ExpiryOfNoReservation", ReservationExpired{Relayed: made.Relayed[0]}, false},
+		{"EndOfNoReservation", ReservationRevoked{Relayed: made.Relayed[0]}, false},
+		{"ReservedIsTaken", other(func(e *AllocationCreated) { e.Relayed = []netip.AddrPort{addrPort("192.0.2.1:50009")} }), true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := fold(t, []Record{{First: 1, Moment: at(0), Events: []Event{made, bound}}})
-			err := s.Fold(Record{First: 3, Moment: at(1), Events: []Event{tt.e}})
+			s := fold(t, []Record{{First: 1, Moment: at(0), Events: []Event{made, bound, reserved}}})
+			err := s.Fold(Record{First: 4, Moment: at(1), Events: []Event{tt.e}})
 			if got := err == nil; got != tt.ok {
 				t.Errorf("got %v, want accepted: %t", err, tt.ok)
 			}
@@ -425,11 +492,18 @@ func TestFromImageRefuses(t *testing.T) {
 	c := newCore(t)
 	c.allocated(alice())
 	c.allocated(bob())
+	for range 2 {
+		c.mustDo(0, newCaller("alice", "wonderland", fmt.Sprintf("198.51.100.1:%d", 6000+c.lastTx)), stun.MethodAllocate, transport(17), evenPort(0x80))
+	}
 	for name, spoil := range map[string]func(*Image){
 		"ID":          func(im *Image) { im.Allocations[1].ID = 1 },
 		"LastID":      func(im *Image) { im.LastAllocation = 1 },
 		"FiveTuple":   func(im *Image) { im.Allocations[1].FiveTuple = im.Allocations[0].FiveTuple },
 		"Relayed":     func(im *Image) { im.Allocations[1].Relayed = im.Allocations[0].Relayed },
+		"Token":       func(im *Image) { im.Reservations[1].Token = im.Reservations[0].Token },
+		"NoToken":     func(im *Image) { im.Reservations[1].Token = ReservationToken{} },
+		"Reserved":    func(im *Image) { im.Reservations[1].Relayed = im.Reservations[0].Relayed },
+		"ReservedToo": func(im *Image) { im.Reservations[1].Relayed = im.Allocations[0].Relayed[0] },
 		"AnswerTwice": func(im *Image) { im.Answers[1] = im.Answers[0] },
 		"AnswerRelayed": func(im *Image) {
 			im.Answers[0].Relayed = make([]netip.AddrPort, 3)

@@ -22,6 +22,12 @@ type TransactionID [12]byte
 
 func (t TransactionID) String() string { return hex.EncodeToString(t[:]) }
 
+// ReservationToken names a reserved relayed transport address to the client that may
+// have it (RFC 8656 section 18.9). Zero is none.
+type ReservationToken [8]byte
+
+func (t ReservationToken) String() string { return hex.EncodeToString(t[:]) }
+
 // ChannelNumber is a TURN channel number (RFC 8656 section 12). Zero is no
 // channel: in usage and flow keys it stands for Send and Data indications.
 type ChannelNumber uint16
@@ -83,7 +89,7 @@ func Canonical(a netip.AddrPort) netip.AddrPort {
 // Reason says why a grant ended before its time. The numbers are part of the log.
 type Reason uint8
 
-// Reasons of AllocationDeleted, PermissionRevoked and ChannelRevoked.
+// Reasons of AllocationDeleted, PermissionRevoked, ChannelRevoked and ReservationRevoked.
 const (
 	ReasonClient       Reason = 1 // Refresh with a lifetime of zero
 	ReasonOperator     Reason = 2 // closed through the admin socket
@@ -110,13 +116,14 @@ func (r Reason) String() string {
 }
 
 // MarshalText is String: the names have one form in all output. Likewise below.
-func (t TransactionID) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
-func (c ChannelNumber) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
-func (p Protocol) MarshalText() ([]byte, error)      { return []byte(p.String()), nil }
-func (r Reason) MarshalText() ([]byte, error)        { return []byte(r.String()), nil }
-func (p Path) MarshalText() ([]byte, error)          { return []byte(p.String()), nil }
-func (id LogID) MarshalText() ([]byte, error)        { return []byte(id.String()), nil }
-func (b BootID) MarshalText() ([]byte, error)        { return []byte(b.String()), nil }
+func (t TransactionID) MarshalText() ([]byte, error)    { return []byte(t.String()), nil }
+func (t ReservationToken) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+func (c ChannelNumber) MarshalText() ([]byte, error)    { return []byte(c.String()), nil }
+func (p Protocol) MarshalText() ([]byte, error)         { return []byte(p.String()), nil }
+func (r Reason) MarshalText() ([]byte, error)           { return []byte(r.String()), nil }
+func (p Path) MarshalText() ([]byte, error)             { return []byte(p.String()), nil }
+func (id LogID) MarshalText() ([]byte, error)           { return []byte(id.String()), nil }
+func (b BootID) MarshalText() ([]byte, error)           { return []byte(b.String()), nil }
 
 // UnmarshalText is the opposite of MarshalText. Likewise below.
 func (c *ChannelNumber) UnmarshalText(b []byte) error {
@@ -133,8 +140,9 @@ func (p *Path) UnmarshalText(b []byte) error {
 	return named(p, b, PathUserspace, PathKernel)
 }
 
-func (id *LogID) UnmarshalText(b []byte) error { return unhex(id[:], b) }
-func (b *BootID) UnmarshalText(t []byte) error { return unhex(b[:], t) }
+func (t *ReservationToken) UnmarshalText(b []byte) error { return unhex(t[:], b) }
+func (id *LogID) UnmarshalText(b []byte) error           { return unhex(id[:], b) }
+func (b *BootID) UnmarshalText(t []byte) error           { return unhex(b[:], t) }
 
 // named sets v to the one of values that is written as text.
 func named[T fmt.Stringer](v *T, text []byte, values ...T) error {

@@ -19,6 +19,7 @@ type Reply struct {
 
 	mapped      netip.AddrPort
 	relayed     []netip.AddrPort
+	token       ReservationToken // zero for none
 	lifetime    uint32
 	hasLifetime bool
 	realm       string // with nonce, on 401 and 438
@@ -80,6 +81,9 @@ func (r *Reply) addAttributes(m *stun.Message) {
 	}
 	if r.hasLifetime {
 		m.Add(stun.AttrLifetime, []byte{byte(r.lifetime >> 24), byte(r.lifetime >> 16), byte(r.lifetime >> 8), byte(r.lifetime)})
+	}
+	if r.token != (ReservationToken{}) {
+		m.Add(stun.AttrReservationToken, r.token[:])
 	}
 	if r.mapped.IsValid() {
 		addXOR(m, stun.AttrXORMappedAddress, r.mapped)

@@ -25,10 +25,12 @@ type State struct {
 	allocations map[AllocationID]*Allocation
 	byFiveTuple map[FiveTuple]*Allocation
 	byRelayed   map[netip.AddrPort]*Allocation
-	byOwner     map[string]int // allocations by Owner
+	byOwner     map[string]int // allocations and reservations by Owner
 	ports       map[netip.Addr]*portSet
 	ends        ends
 	answers     answers
+
+	reservations reservations
 }
 
 // NewState is the state before the first event.
@@ -40,6 +42,8 @@ func NewState() *State {
 		byOwner:     map[string]int{},
 		ports:       map[netip.Addr]*portSet{},
 		answers:     newAnswers(),
+
+		reservations: newReservations(),
 	}
 }
 
@@ -82,7 +86,7 @@ func (s *State) relays(peer netip.AddrPort, m Moment) bool {
 	return a != nil && !a.Deadline.Passed(m)
 }
 
-// Owned counts the allocations of an owner (see [Owner]).
+// Owned counts the allocations and reservations of an owner (see [Owner]).
 func (s *State) Owned(owner string) int { return s.byOwner[owner] }
 
 // Allocations walks the allocations in the order of their ids.
@@ -100,7 +104,10 @@ func (s *State) Allocations() iter.Seq[*Allocation] {
 func (s *State) NextDeadline() (time.Duration, bool) {
 	s.ends.build(s.allocations)
 	a := s.ends.first()
-	if a == nil {
+	switch list := s.reservations.list; {
+	case len(list) > 0 && (a == nil || list[0].Deadline.Uptime < a.end):
+		return list[0].Deadline.Uptime, true
+	case a == nil:
 		return 0, false
 	}
 	return a.end, true

@@ -61,7 +61,7 @@ func TestTranscripts(t *testing.T) {
 
 // play runs the commands of a transcript and writes it with what comes of them.
 func play(t *testing.T, script string) string {
-	p := &player{core: newCore(t), t: t, config: testGateConfig(), clients: map[string]*caller{}, last: map[string][]byte{}}
+	p := &player{core: newCore(t), t: t, config: testGateConfig(), clients: map[string]*caller{}, last: map[string][]byte{}, tokens: map[string]ReservationToken{}}
 	p.config.Users = nil
 	for line := range strings.Lines(script) {
 		line = strings.TrimRight(line, "\n")
@@ -85,7 +85,8 @@ type player struct {
 	t       *testing.T
 	config  GateConfig
 	clients map[string]*caller
-	last    map[string][]byte // the frame a client sent last
+	last    map[string][]byte           // the frame a client sent last
+	tokens  map[string]ReservationToken // the token a client was given last
 	out     strings.Builder
 }
 
@@ -298,11 +299,14 @@ func (p *player) request(name string, who *caller, verb string, args []string) {
 		p.printf("no answer")
 		return
 	}
+	if got.token != (ReservationToken{}) {
+		p.tokens[name] = got.token
+	}
 	p.events(got.events)
 	p.printf("%s", answerLine(got))
 }
 
-// attribute is KEY=VALUE, a channel number, or the address of a peer, or the relayed address of a client.
+// attribute is KEY=VALUE, a channel number, the address of a peer, or the relayed address or the token of a client.
 func (p *player) attribute(a string) []stun.Setter {
 	key, value, _ := strings.Cut(a, "=")
 	switch key {
@@ -316,6 +320,8 @@ func (p *player) attribute(a string) []stun.Setter {
 		return []stun.Setter{evenPort(0)}
 	case "reserve":
 		return []stun.Setter{evenPort(0x80)}
+	case "token":
+		return []stun.Setter{token(p.tokens[value])}
 	case "attribute":
 		return []stun.Setter{set(stun.AttrType(p.number(value)))}
 	case "relayed":
@@ -342,6 +348,9 @@ func answerLine(a *answerSeen) string {
 	if a.lifetime >= 0 {
 		line += fmt.Sprintf(" lifetime=%d", a.lifetime)
 	}
+	if a.token != (ReservationToken{}) {
+		line += fmt.Sprintf(" token=%v", a.token)
+	}
 	return line
 }
 
@@ -360,6 +369,9 @@ func (p *player) show() {
 		for _, x := range a.Usage {
 			p.printf("  usage of %v to %v by %v: %+v, %+v", x.Channel, x.Peer, x.Path, x.ToPeer, x.ToClient)
 		}
+	}
+	for _, r := range p.state.Reservations() {
+		p.printf("%v is reserved for %s, %v left", r.Relayed, r.Username, left(r.Deadline))
 	}
 	if next, ok := p.state.NextDeadline(); ok {
 		p.printf("next deadline in %v", next-p.now.Uptime)

@@ -93,6 +93,10 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 			on(e.Allocation, func(f *flow) { final = append(final, f.endChannel(e.Channel)...) })
 		case turn.ChannelRevoked:
 			on(e.Allocation, func(f *flow) { final = append(final, f.endChannel(e.Channel)...) })
+		case turn.ReservationExpired:
+			t.release(e.Relayed)
+		case turn.ReservationRevoked:
+			t.release(e.Relayed)
 		}
 	}
 	return final
@@ -149,6 +153,13 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 		t.meters.ReleaseMeters(f.lent)
 	}
 	return f.changedUsage()
+}
+
+// release closes the socket of a reservation that has ended: nothing was relayed through it.
+func (t *flows) release(a netip.AddrPort) {
+	if s, ok := t.sockets.take(a); ok {
+		s.close()
+	}
 }
 
 // adopt makes the flow of an allocation of a replayed state.

@@ -3,6 +3,7 @@ package relay
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"time"
 
 	"turnstone/turn"
@@ -60,7 +61,7 @@ func (s *Server) restore() error {
 	for a := range w.state.Allocations() {
 		s.flows.adopt(a)
 	}
-	s.pool.closeAll()
+	s.pool.closeAll(w.state)
 	return nil
 }
 
@@ -77,7 +78,7 @@ func (w *writer) store() error {
 	return nil
 }
 
-// reopen opens the sockets of all allocations, and yields the end of those that
+// reopen opens the sockets of all allocations and reservations, and yields the end of those that
 // cannot go on: their listener is gone, or their port somebody else's.
 func (s *Server) reopen(state *turn.State) []turn.Event {
 	var all []*turn.Allocation
@@ -97,7 +98,7 @@ func (s *Server) reopen(state *turn.State) []turn.Event {
 	for shard := range workers {
 		group.Go(func() error {
 			for i := shard; i < len(all); i += workers {
-				errs[i] = s.reopenOne(all[i], shard)
+				errs[i] = s.openAll(all[i].Relayed, shard)
 			}
 			return nil
 		})
@@ -110,21 +111,11 @@ func (s *Server) reopen(state *turn.State) []turn.Event {
 		s.log.Warn().Err(errs[i]).Uint64("allocation", uint64(a.ID)).Msg("allocation ends: its relayed address cannot be bound again")
 		gone = append(gone, turn.AllocationDeleted{Allocation: a.ID, Reason: turn.ReasonPortTaken})
 	}
-	return gone
-}
-
-func (s *Server) reopenOne(a *turn.Allocation, shard int) error {
-	for i, r := range a.Relayed {
-		k, err := s.openRelayed(r, shard)
-		if err != nil {
-			for _, opened := range a.Relayed[:i] {
-				if k, ok := s.pool.take(opened); ok {
-					k.close()
-				}
-			}
-			return err
+	for _, r := range state.Reservations() {
+		if err := s.openAll([]netip.AddrPort{r.Relayed}, 0); err != nil {
+			s.log.Warn().Err(err).Msg("reservation ends: its address cannot be bound again")
+			gone = append(gone, turn.ReservationRevoked{Relayed: r.Relayed, Reason: turn.ReasonPortTaken})
 		}
-		s.pool.put(r, k)
 	}
-	return nil
+	return gone
 }

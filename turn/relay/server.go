@@ -298,7 +298,7 @@ func (s *Server) close() error {
 		s.flows.remove(id)
 	}
 	s.closeRemoved()
-	s.pool.closeAll()
+	s.pool.closeAll(nil)
 	var errs []error
 	for _, l := range s.listeners {
 		for _, fd := range l.fds {

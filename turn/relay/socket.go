@@ -3,6 +3,8 @@ package relay
 import (
 	"net/netip"
 	"sync"
+
+	"turnstone/turn"
 )
 
 // socket is a relayed transport address, or a listener, as it is opened and closed.
@@ -12,7 +14,8 @@ type socket interface {
 	close()
 }
 
-// socketPool holds the sockets that were opened for allocations which are not durable yet.
+// socketPool holds the sockets that were opened for allocations which are not durable yet, and
+// those of reservations.
 type socketPool struct {
 	mu sync.Mutex // guards m
 	m  map[netip.AddrPort]socket
@@ -35,12 +38,15 @@ func (p *socketPool) take(a netip.AddrPort) (socket, bool) {
 	return s, ok
 }
 
-// closeAll closes what nobody took: sockets of events that were never durable.
-func (p *socketPool) closeAll() {
+// closeAll closes what nobody took, sockets of events that were never durable, but for
+// those of the reservations of state; nil for none.
+func (p *socketPool) closeAll(state *turn.State) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for a, s := range p.m {
-		s.close()
-		delete(p.m, a)
+		if state == nil || state.Reserved(a) == nil {
+			s.close()
+			delete(p.m, a)
+		}
 	}
 }

@@ -215,18 +215,38 @@ func (w *writer) request(r request) {
 	}
 }
 
-// bindPort opens one of the addresses of a plan; none where none can be had.
+// bindPort opens one of the addresses of a plan, or a pair; none where none can be had.
 func (w *writer) bindPort(p *turn.PortPlan, shard int) []netip.AddrPort {
 	for a := range p.Candidates() {
-		s, err := w.s.openRelayed(a, shard)
+		bound := []netip.AddrPort{a}
+		if p.Pair() {
+			bound = append(bound, netip.AddrPortFrom(a.Addr(), a.Port()+1))
+		}
+		err := w.s.openAll(bound, shard)
 		if err == nil {
-			w.s.pool.put(a, s)
-			return []netip.AddrPort{a}
+			return bound
 		}
 		if !errors.Is(err, errAddressInUse) {
 			w.s.sampled.Error().Err(err).Msg("no relayed socket")
 			return nil
 		}
+	}
+	return nil
+}
+
+// openAll opens addresses into the pool, all or none.
+func (s *Server) openAll(addresses []netip.AddrPort, shard int) error {
+	for i, a := range addresses {
+		k, err := s.openRelayed(a, shard)
+		if err != nil {
+			for _, opened := range addresses[:i] {
+				if k, ok := s.pool.take(opened); ok {
+					k.close()
+				}
+			}
+			return err
+		}
+		s.pool.put(a, k)
 	}
 	return nil
 }
@@ -279,7 +299,7 @@ func (w *writer) resume(state *turn.State, f failure) {
 	held := append(f.batch.held, w.open.held...)
 	w.state, w.open, w.refused = state, w.s.newBatch(), refused{}
 	final := w.s.flows.reconcile(state)
-	w.s.pool.closeAll()
+	w.s.pool.closeAll(state)
 	w.open.held, w.open.ends = held, true
 	w.apply(turn.LogRecovered{Cause: f.err.Error()})
 	w.apply(lost...)
