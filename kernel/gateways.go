@@ -24,6 +24,7 @@ type gateways struct {
 	hops    map[uint32]bool // in use, or too recently out of it
 	cursor  uint32          // the hop taken last
 	last    uint32          // the number taken last
+	fresh   bool            // some of them were not resolved yet
 	retired []uint32        // hops, to be free after a grace period
 	left    map[uint32]bool // numbers that flows of an earlier run have, and nobody has adopted
 	egress  func(link int) (port uint32, buffers bool, why Reason)
@@ -63,7 +64,7 @@ func (g *gateways) take(via Gateway, prefer uint32) (uint32, bool) {
 			return 0, false
 		}
 		w = &gateway{number: n, reason: "not resolved yet"}
-		g.of[via], g.taken[n] = w, via
+		g.of[via], g.taken[n], g.fresh = w, via, true
 		if g.left[n] {
 			h := uint32(atomic.LoadUint64(&g.t.gateways[n]))
 			w.hop, w.entry = h, g.t.hops[h] // until it is resolved anew

@@ -169,9 +169,14 @@ func (r *reconciler) guardListeners() {
 func (r *reconciler) retry() {
 	d := r.newDiff()
 	for id := range r.waiting {
-		d.allocation(id)
+		if id != 0 {
+			d.allocation(id)
+		}
 	}
 	d.write()
+	if _, ok := r.waiting[0]; ok {
+		r.guardListeners()
+	}
 }
 
 // diff is a change of the maps: what to revoke, then what to grant.

@@ -468,6 +468,33 @@ func TestFullMapsEvictNobodyAndFillUpAgain(t *testing.T) {
 	}
 }
 
+// TestFullMapsKeepTheGuardsOfListeners has room for the guard of one listener of two.
+func TestFullMapsKeepTheGuardsOfListeners(t *testing.T) {
+	c := newScript()
+	g := newRig(4096, 3, &plain{}, c.s.Clone())
+	second := netip.MustParseAddrPort("192.0.2.1:3479")
+	g.listeners = append(g.listeners, second)
+	one := c.created()
+	two := c.created()
+	two.Allocation, two.FiveTuple.Server, two.Relayed = one.Allocation+1, second, []netip.AddrPort{netip.AddrPortFrom(relay4, 50999)}
+	if err := g.apply(c.record(one, two)); err != nil {
+		t.Fatal(err)
+	}
+	if g.held[Key{Local: listener4}] == nil || g.held[Key{Local: second}] != nil {
+		t.Fatalf("got %d flows, want two guards of relayed addresses and one of the first listener", len(g.held))
+	}
+	g.retry()
+	if g.held[Key{Local: listener4}] == nil {
+		t.Error("the guard of the first listener went when that of the second was tried again")
+	}
+	g.index.limit = 4096
+	g.settleAll()
+	g.retry()
+	if g.held[Key{Local: listener4}] == nil || g.held[Key{Local: second}] == nil {
+		t.Error("a listener has no guard although there is room")
+	}
+}
+
 func TestUsageIsCumulativeAcrossSlotsRunsAndRebinding(t *testing.T) {
 	c := newScript()
 	s := &plain{}

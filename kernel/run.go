@@ -118,6 +118,7 @@ func (d *Datapath) loop(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		d.resolveNew()
 		d.retire()
 	}
 }
@@ -130,20 +131,25 @@ func (d *Datapath) apply(rec turn.Record) error {
 	if rec.First != d.applied+1 {
 		return fmt.Errorf("follow the log: record %d follows %d", rec.First, d.applied)
 	}
-	before := len(d.r.gateways.of)
 	if err := d.r.apply(rec); err != nil {
 		return err
 	}
 	d.applied = rec.Last()
-	if len(d.r.gateways.of) != before {
-		d.resolveNew()
-	}
 	d.wake()
 	return d.oops()
 }
 
-// resolveNew asks for the next hops of gateways that have none yet.
+// resolveNew asks for the next hops of gateways that the step before began to use.
 func (d *Datapath) resolveNew() {
+	if !d.r.gateways.fresh {
+		return
+	}
+	d.r.gateways.fresh = false
+	d.resolveOpen()
+}
+
+// resolveOpen asks for the next hops of gateways that have none yet.
+func (d *Datapath) resolveOpen() {
 	for via, g := range d.r.gateways.of {
 		if g.hop == 0 {
 			d.resolve(via)
@@ -175,7 +181,6 @@ func (d *Datapath) changed() {
 		}
 	}
 	diff.write()
-	d.resolveNew()
 }
 
 // touched says whether a route of a may have changed.
@@ -272,7 +277,7 @@ func (d *Datapath) tick() {
 	switch {
 	case d.r.dirty, d.ticks%fullEvery == 0:
 		d.r.full()
-		d.resolveNew()
+		d.resolveOpen()
 		d.keepNeighbours()
 	case len(d.r.waiting) > 0:
 		d.r.retry()
