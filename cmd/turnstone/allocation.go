@@ -9,6 +9,7 @@ import (
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/output"
+	"turnstone/kernel"
 	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
@@ -56,10 +57,7 @@ func allocationShow(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := showAllocation(cmd, o.format, a); err != nil {
-				return err
-			}
-			return o.showCarried(cmd, id)
+			return showAllocation(cmd, o.format, a, o.carried(cmd.Context(), id))
 		},
 	}
 	o.logFlags(cmd)
@@ -67,9 +65,18 @@ func allocationShow(o *options) *cobra.Command {
 	return cmd
 }
 
-// showAllocation writes a with all it holds.
-func showAllocation(cmd *cobra.Command, f output.Format, a admin.Allocation) error {
+// carriedAllocation is an allocation with what the kernel relays of it, nothing where there is no daemon to say so.
+type carriedAllocation struct {
+	admin.Allocation
+	Kernel []kernel.Carried `json:"kernel"`
+}
+
+// showAllocation writes a with all it holds, and what of it the kernel relays.
+func showAllocation(cmd *cobra.Command, f output.Format, a admin.Allocation, carried []kernel.Carried) error {
 	out := cmd.OutOrStdout()
+	if f.For(out) == output.JSON || f.For(out) == output.JSONL {
+		return output.Object(out, f, carriedAllocation{a, carried})
+	}
 	if err := output.Object(out, f, a); err != nil {
 		return err
 	}
@@ -79,24 +86,26 @@ func showAllocation(cmd *cobra.Command, f output.Format, a admin.Allocation) err
 	if err := output.Section(out, f, "channels", a.Channels); err != nil {
 		return err
 	}
-	return output.Section(out, f, "usage recorded in the log", a.Usage)
+	if err := output.Section(out, f, "usage recorded in the log", a.Usage); err != nil {
+		return err
+	}
+	return output.Section(out, f, "relayed by the kernel", carried)
 }
 
-// showCarried says of the channels of an allocation whether the kernel relays them, where there is a
-// daemon to ask and a table to put it in.
-func (o *options) showCarried(cmd *cobra.Command, id turn.AllocationID) error {
+// carried says of the channels of an allocation whether the kernel relays them, where there is a daemon to ask.
+func (o *options) carried(ctx context.Context, id turn.AllocationID) []kernel.Carried {
 	if o.db != "" {
 		return nil
 	}
 	client, err := o.client()
 	if err != nil {
-		return err
+		return nil
 	}
-	list, err := client.Carries(cmd.Context(), id)
+	list, err := client.Carries(ctx, id)
 	if err != nil {
-		return nil //nolint:nilerr // the daemon is away: nobody knows
+		return nil // the daemon is away: nobody knows
 	}
-	return output.Section(cmd.OutOrStdout(), o.format, "relayed by the kernel", list)
+	return list
 }
 
 type closedRow struct {

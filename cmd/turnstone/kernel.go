@@ -303,8 +303,20 @@ func (d *served) KernelRepair(ctx context.Context) (kernel.Drift, error) {
 
 // Carries says who relays the channels of an allocation.
 func (d *served) Carries(ctx context.Context, id turn.AllocationID) ([]kernel.Carried, error) {
-	if d.kernel == nil {
-		return []kernel.Carried{}, nil
+	if d.kernel != nil {
+		return d.kernel.Carries(ctx, id)
 	}
-	return d.kernel.Carries(ctx, id)
+	out := []kernel.Carried{}
+	err := d.relay.View(ctx, func(s *turn.State) {
+		a := s.Allocation(id)
+		if a == nil {
+			return
+		}
+		for _, c := range a.Channels {
+			for _, way := range []kernel.Kind{kernel.ToPeer, kernel.ToClient} {
+				out = append(out, kernel.Carried{Channel: c.Number, Direction: way, Reason: kernel.Reason(d.userspace)})
+			}
+		}
+	})
+	return out, err
 }
