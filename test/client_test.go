@@ -43,21 +43,32 @@ type client struct {
 // newClient opens a client at an address of lo and learns a nonce.
 func newClient(t testing.TB, s *space, at, server string) *client {
 	t.Helper()
-	c := &client{
-		t: t, conn: s.listen(addr(at)), server: addr(server), waiting: map[[stun.TransactionIDSize]byte]chan *stun.Message{},
-		key: stun.NewLongTermIntegrity(username, realm, password),
-	}
+	c := clientOn(t, s.listen(addr(at)), server)
 	read := make(chan struct{})
 	go func() { defer close(read); c.read() }()
 	t.Cleanup(func() { _ = c.conn.Close(); <-read })
-	eventually(t, "the server challenges", func() error {
+	c.challenge()
+	return c
+}
+
+// clientOn makes a client on a socket that somebody reads, who hands it what comes from its server.
+func clientOn(t testing.TB, conn *net.UDPConn, server string) *client {
+	return &client{
+		t: t, conn: conn, server: addr(server), waiting: map[[stun.TransactionIDSize]byte]chan *stun.Message{},
+		key: stun.NewLongTermIntegrity(username, realm, password),
+	}
+}
+
+// challenge learns a nonce.
+func (c *client) challenge() {
+	c.t.Helper()
+	eventually(c.t, "the server challenges", func() error {
 		answer, err := c.exchange(build(stun.MethodAllocate, transport()), time.Second)
 		if err != nil {
 			return err
 		}
 		return c.nonce.GetFrom(answer)
 	})
-	return c
 }
 
 // addr is the client's own address.
@@ -74,27 +85,32 @@ func (c *client) read() {
 		if err != nil {
 			continue // an ICMP error while the server is away
 		}
-		if n >= 4 && b[0]>>6 == 1 {
-			c.mu.Lock()
-			data := c.data
-			c.mu.Unlock()
-			if length := int(binary.BigEndian.Uint16(b[2:])); data != nil && length <= n-4 {
-				data(binary.BigEndian.Uint16(b), b[4:4+length])
-			}
-			continue
-		}
-		m := &stun.Message{Raw: append([]byte(nil), b[:n]...)}
-		if m.Decode() != nil {
-			continue
-		}
+		c.take(b[:n])
+	}
+}
+
+// take hands on a datagram.
+func (c *client) take(b []byte) {
+	if len(b) >= 4 && b[0]>>6 == 1 {
 		c.mu.Lock()
-		if w, ok := c.waiting[m.TransactionID]; ok {
-			select {
-			case w <- m:
-			default:
-			}
-		}
+		data := c.data
 		c.mu.Unlock()
+		if length := int(binary.BigEndian.Uint16(b[2:])); data != nil && length <= len(b)-4 {
+			data(binary.BigEndian.Uint16(b), b[4:4+length])
+		}
+		return
+	}
+	m := &stun.Message{Raw: append([]byte(nil), b...)}
+	if m.Decode() != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w, ok := c.waiting[m.TransactionID]; ok {
+		select {
+		case w <- m:
+		default:
+		}
 	}
 }
 

@@ -43,7 +43,8 @@ type daemon struct {
 	space      *space
 	dir        string
 	flags      []string
-	trace      []string // command line that runs the daemon's, for strace
+	trace      []string     // command line that runs the daemon's, for strace
+	prepare    func() error // changes what the thread hands down to the daemon it starts; nil for nothing
 	attributes syscall.SysProcAttr
 
 	cmd   *exec.Cmd
@@ -104,7 +105,14 @@ func (d *daemon) launch() {
 	attributes.Setpgid = true
 	cmd.SysProcAttr = &attributes
 	d.cmd, d.ended, d.stdout = cmd, ended, nil
-	d.space.do(cmd.Start)
+	d.space.do(func() error {
+		if d.prepare != nil {
+			if err := d.prepare(); err != nil {
+				return err
+			}
+		}
+		return cmd.Start()
+	})
 	_ = write.Close()
 	d.t.Cleanup(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)

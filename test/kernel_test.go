@@ -56,12 +56,15 @@ func newLab(t *testing.T) *lab {
 	l.instance = fmt.Sprintf("test-%d-%d", os.Getpid(), labs.Add(1))
 	l.join(l.clients, []string{labClient4 + "/24", labClient6 + "/64"}, "relay0", []string{labServer4 + "/24", labServer6 + "/64"})
 	l.join(l.peer, []string{labPeer4 + "/24", labPeer6 + "/64"}, "relay1", []string{labRelay4 + "/24", labRelay6 + "/64"})
-	t.Cleanup(func() {
-		if err := os.RemoveAll(filepath.Join(pinsRoot, l.instance)); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(l.unpin)
 	return l
+}
+
+// unpin removes what the lab's daemons left pinned.
+func (l *lab) unpin() {
+	if err := os.RemoveAll(filepath.Join(pinsRoot, l.instance)); err != nil {
+		l.t.Error(err)
+	}
 }
 
 // join joins a space to the relay by a veth. Both ends calculate checksums themselves, and the far end has a program,
@@ -78,9 +81,11 @@ func (l *lab) join(far *space, farAddrs []string, name string, nearAddrs []strin
 }
 
 func setUp(name string, addrs []string) error {
-	if err := checksumsBySoftware(name); err != nil {
-		return err
-	}
+	return errors.Join(checksumsBySoftware(name), addAddresses(name, addrs))
+}
+
+// addAddresses gives an interface addresses, and sets it up.
+func addAddresses(name string, addrs []string) error {
 	nic, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
@@ -157,10 +162,12 @@ func (l *lab) flags() []string {
 }
 
 type kernelStatus struct {
-	Applied    uint64 `json:"applied"`
-	Lag        uint64 `json:"lag"`
-	Flows      int    `json:"flows"`
-	Unresolved int    `json:"unresolved"`
+	Applied    uint64         `json:"applied"`
+	Lag        uint64         `json:"lag"`
+	Flows      int            `json:"flows"`
+	Gateways   int            `json:"gateways"`
+	Unresolved int            `json:"unresolved"`
+	Absent     map[string]int `json:"absent"` // flows by reason
 	Drift      struct{ Added, Changed, Removed uint64 }
 	Interfaces []struct{ Interface, Mode, Reason string }
 	Verdicts   []struct {
