@@ -1,8 +1,8 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -29,6 +29,5 @@ func calibrate(clock *ebpf.Program) error {
 	if got-first <= last-first {
 		return nil
 	}
-	offset := time.Duration(int32(got-first)) * clockUnit
-	return fmt.Errorf("the boot-time clock of this process differs from the kernel's by %s: it runs in a time namespace with an offset, where deadlines cannot be shared with the kernel", -offset)
+	return errors.New("the boot-time clock of this process differs from the kernel's: it runs in a time namespace with an offset, where deadlines cannot be shared with the kernel")
 }

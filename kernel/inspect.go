@@ -178,7 +178,8 @@ func (anywhere) isRelay(netip.Addr) bool                      { return false }
 func (anywhere) metered() bool                                { return false }
 
 // Detach takes the program off every interface of an instance and unpins all of it: nothing is relayed by the
-// kernel any more. A daemon that runs would put it back.
+// kernel any more. A daemon that runs would put it back. It asks nothing of bpf(2): a link that cannot be opened ends
+// soon after its pin.
 func Detach(root, instance string) (interfaces int, err error) {
 	if _, err := os.Stat(filepath.Join(root, instance)); errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("%s: %w", filepath.Join(root, instance), ErrNothingPinned)
@@ -194,14 +195,10 @@ func Detach(root, instance string) (interfaces int, err error) {
 	}
 	var errs []error
 	for _, i := range indexes {
-		l, err := link.LoadPinnedLink(p.link(i), nil)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		if l, err := link.LoadPinnedLink(p.link(i), nil); err == nil {
+			errs = append(errs, l.Unpin(), l.Close())
 		}
-		errs = append(errs, l.Unpin(), l.Close())
-		interfaces++
 	}
 	errs = append(errs, os.RemoveAll(p.dir))
-	return interfaces, errors.Join(errs...)
+	return len(indexes), errors.Join(errs...)
 }

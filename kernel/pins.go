@@ -151,9 +151,20 @@ func (p *pins) open(spec *ebpf.CollectionSpec, layout [32]byte) (o *bpf.Turnston
 		return p.open(spec, layout)
 	}
 	if err != nil {
-		return nil, fresh, fmt.Errorf("load the program: %w", err)
+		return nil, fresh, loadFailure(err)
 	}
 	return o, fresh, p.pinProgram(o.Turnstone, layout)
+}
+
+// loadFailure says what to do about a kernel that does not take the program.
+func loadFailure(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("load the program: the kernel has no BPF, or what this runs in hides it: %w", unix.ENOSYS)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("load the program: %w: it takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, in a place that does not forbid bpf(2)", unix.EPERM)
+	}
+	return fmt.Errorf("load the program: %w", err)
 }
 
 // pinProgram puts the program beside its maps, in place of the one before.

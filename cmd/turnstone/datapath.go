@@ -30,9 +30,13 @@ func (d *served) openKernel(r config.Resolved, state *turn.State) error {
 		return fmt.Errorf("kernel.mode is required, and the kernel cannot relay: %w", err)
 	}
 	var used *kernel.InUseError
-	if !errors.As(err, &used) && !errors.Is(err, fs.ErrPermission) { // those are somebody else's
-		if err := d.detachKernel(r); err != nil {
+	if !errors.As(err, &used) {
+		err := d.detachKernel(r)
+		if err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
+		}
+		if err != nil {
+			d.log.Warn().Err(err).Msg("if it is not somebody else's, it relays on as long as it was granted")
 		}
 	}
 	d.log.Warn().Str("reason", d.userspace).Msg("relaying in userspace")
