@@ -229,6 +229,7 @@ type status struct {
 	Version     string            `json:"version"`
 	PID         int               `json:"pid"`
 	Ready       bool              `json:"ready"`
+	Kernel      string            `json:"kernel"`
 	Seq         uint64            `json:"seq"`
 	Room        string            `json:"room"`
 	Allocations int               `json:"allocations"`
