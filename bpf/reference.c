@@ -21,7 +21,8 @@ char __license[] SEC("license") = "Dual BSD/GPL";
 #define AF_INET	 2
 #define AF_INET6 10
 
-volatile const __u32 fib_flags; /* of bpf_fib_lookup */
+volatile const __u32 fib_flags;	  /* of bpf_fib_lookup */
+volatile const __u32 fib_ifindex; /* where frames are said to arrive, 0: where they do */
 
 static __always_inline void swap16(__u16 *a, __u16 *b)
 {
@@ -126,12 +127,14 @@ int bounce_fib(struct xdp_md *ctx)
 		__builtin_memcpy(fib.ipv6_dst, &ip->daddr, 16);
 	}
 	fib.l4_protocol = IPPROTO_UDP;
-	fib.ifindex = ctx->ingress_ifindex;
+	__u32 ifindex = fib_ifindex ? fib_ifindex : ctx->ingress_ifindex;
+
+	fib.ifindex = ifindex;
 	if (bpf_fib_lookup(ctx, &fib, sizeof(fib), fib_flags) != BPF_FIB_LKUP_RET_SUCCESS)
 		return XDP_PASS;
 	__builtin_memcpy(e->h_dest, fib.dmac, 6);
 	__builtin_memcpy(e->h_source, fib.smac, 6);
-	return fib.ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(fib.ifindex, 0);
+	return fib.ifindex == ifindex ? XDP_TX : bpf_redirect(fib.ifindex, 0);
 }
 
 /*
@@ -192,8 +195,8 @@ int generate(struct xdp_md *ctx)
 	return XDP_TX;
 }
 
-/* The other end: what is to one of two ports is counted and dropped. */
-volatile const __u16 sink_ports[2]; /* wire order, 0: none */
+/* The other end: UDP is counted and dropped. */
+volatile const __u16 sink_ports[2]; /* what is to them alone, wire order; 0: all of it */
 volatile const __u32 sink_at;	    /* offset of the payload where frames are taken, 0: no times are read */
 
 #define LATENCY_UNIT	16 /* ns */
@@ -213,8 +216,7 @@ static __always_inline bool sink(void *data, void *end, __u32 length)
 {
 	struct udphdr *u = find_udp(data, end);
 
-	if (!u || !((sink_ports[0] && u->dest == sink_ports[0]) ||
-		    (sink_ports[1] && u->dest == sink_ports[1])))
+	if (!u || (sink_ports[0] && u->dest != sink_ports[0] && u->dest != sink_ports[1]))
 		return false;
 	struct sunk *s = &sunk[bpf_get_smp_processor_id() & (SINK_CPUS - 1)];
 

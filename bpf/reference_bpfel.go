@@ -30,6 +30,7 @@ const (
 	ReferenceProgSinkFrame    = "sink_frame"
 	ReferenceProgSinkPacket   = "sink_packet"
 	ReferenceVarFibFlags      = "fib_flags"
+	ReferenceVarFibIfindex    = "fib_ifindex"
 	ReferenceVarFirstPort     = "first_port"
 	ReferenceVarFlowMask      = "flow_mask"
 	ReferenceVarLatencies     = "latencies"
@@ -104,6 +105,7 @@ type ReferenceMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ReferenceVariableSpecs struct {
 	FibFlags      *ebpf.VariableSpec `ebpf:"fib_flags"`
+	FibIfindex    *ebpf.VariableSpec `ebpf:"fib_ifindex"`
 	FirstPort     *ebpf.VariableSpec `ebpf:"first_port"`
 	FlowMask      *ebpf.VariableSpec `ebpf:"flow_mask"`
 	Latencies     *ebpf.VariableSpec `ebpf:"latencies"`
@@ -149,6 +151,7 @@ func (m *ReferenceMaps) Close() error {
 // It can be passed to LoadReferenceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ReferenceVariables struct {
 	FibFlags      *ebpf.Variable `ebpf:"fib_flags"`
+	FibIfindex    *ebpf.Variable `ebpf:"fib_ifindex"`
 	FirstPort     *ebpf.Variable `ebpf:"first_port"`
 	FlowMask      *ebpf.Variable `ebpf:"flow_mask"`
 	Latencies     *ebpf.Variable `ebpf:"latencies"`
