@@ -48,7 +48,7 @@ func knownAttribute(kind uint16) bool {
 		stun.AttrUnknownAttributes, stun.AttrRealm, stun.AttrNonce, stun.AttrXORMappedAddress,
 		stun.AttrChannelNumber, stun.AttrLifetime, stun.AttrXORPeerAddress, stun.AttrData,
 		stun.AttrXORRelayedAddress, stun.AttrEvenPort, stun.AttrRequestedTransport, stun.AttrRequestedAddressFamily,
-		stun.AttrReservationToken, stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm:
+		stun.AttrReservationToken, stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm, stun.AttrUserhash:
 		return true
 	}
 	return false
@@ -58,17 +58,6 @@ func knownAttribute(kind uint16) bool {
 // (RFC 8445). They mean nothing to a relay, but a full agent's check against it is no error.
 func iceAttribute(kind stun.AttrType) bool {
 	return kind == stun.AttrPriority || kind == stun.AttrUseCandidate
-}
-
-// covered are the attributes of m that count: all up to MESSAGE-INTEGRITY, and after it only
-// MESSAGE-INTEGRITY-SHA256 and FINGERPRINT (RFC 8489 sections 14.5 to 14.7).
-func covered(m *stun.Message) stun.Attributes {
-	for i, a := range m.Attributes {
-		if a.Type == stun.AttrMessageIntegrity {
-			return m.Attributes[:i+1]
-		}
-	}
-	return m.Attributes
 }
 
 // maxUnknown bounds UNKNOWN-ATTRIBUTES: one request cannot ask for a long answer.
@@ -113,6 +102,7 @@ type Request struct {
 	nonceReturned bool
 	malformed     bool // an attribute of the method does not decode
 	key           []byte
+	sha256        bool // the answer gets MESSAGE-INTEGRITY-SHA256
 	fingerprint   bool
 	software      string
 

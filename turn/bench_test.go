@@ -24,6 +24,8 @@ func BenchmarkAdmit(b *testing.B) {
 		{"Static", bare, alice(), 0},
 		{"StaticBesideSecrets", testGateConfig(), alice(), 0},
 		{"TimeLimited", testGateConfig(), limited, 0},
+		{"SHA256", bare, alice().with(algorithmSHA256, false), 0},
+		{"Anonymous", bare, alice().with(algorithmSHA256, true), 0},
 		{"WrongPassword", bare, newCaller("alice", "wrong", "198.51.100.1:5000"), 401},
 	} {
 		b.Run(tt.name, func(b *testing.B) {

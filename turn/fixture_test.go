@@ -2,10 +2,14 @@ package turn
 
 import (
 	"bytes"
+	"crypto/hmac"
+	"crypto/md5" //nolint:gosec // as RFC 8489 has it
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +36,7 @@ func testGateConfig() GateConfig {
 		Realm: testRealm, Software: "turnstone",
 		Users: []User{
 			{Name: "alice", Password: "wonderland"},
-			{Name: "bob", Key: longTermKey("bob", testRealm, "builder")},
+			{Name: "bob", Key: algorithmMD5.key("bob", testRealm, "builder"), KeySHA256: algorithmSHA256.key("bob", testRealm, "builder")},
 		},
 		Secrets:  [][]byte{[]byte("north"), []byte("south")},
 		NonceKey: [32]byte{7}, NonceLifetime: time.Hour, CredentialGrace: -1,
@@ -51,14 +55,24 @@ func testRules() Rules {
 	}
 }
 
-// caller is a client with a credential.
+// caller is a client with a credential. It knows no more than RFC 5389 unless
+// it has an algorithm.
 type caller struct {
 	FiveTuple
 	user, password string
+	algorithm      algorithm
+	anonymous      bool // sends USERHASH
 }
 
 func newCaller(user, password, address string) *caller {
-	return &caller{FiveTuple{Client: addrPort(address), Server: addrPort(testServer), Protocol: UDP}, user, password}
+	return &caller{FiveTuple: FiveTuple{Client: addrPort(address), Server: addrPort(testServer), Protocol: UDP}, user: user, password: password}
+}
+
+// with is c as a client of RFC 8489.
+func (c *caller) with(a algorithm, anonymous bool) *caller {
+	modern := *c
+	modern.algorithm, modern.anonymous = a, anonymous
+	return &modern
 }
 
 func alice() *caller { return newCaller("alice", "wonderland", "198.51.100.1:5000") }
@@ -70,8 +84,49 @@ func timeLimitedCaller(user, secret string, expiry Moment, address string) *call
 	return newCaller(name, TimeLimitedPassword([]byte(secret), name), address)
 }
 
-func (c *caller) key() stun.MessageIntegrity {
-	return stun.NewLongTermIntegrity(c.user, testRealm, c.password)
+func (c *caller) key() stun.Setter {
+	if c.algorithm == 0 {
+		return stun.NewLongTermIntegrity(c.user, testRealm, c.password)
+	}
+	text := []byte(c.user + ":" + testRealm + ":" + c.password)
+	if c.algorithm == algorithmMD5 {
+		sum := md5.Sum(text) //nolint:gosec // as RFC 8489 has it
+		return integrity256(sum[:])
+	}
+	sum := sha256.Sum256(text)
+	return integrity256(sum[:])
+}
+
+// integrity256 is a key that signs with MESSAGE-INTEGRITY-SHA256.
+type integrity256 []byte
+
+func (k integrity256) AddTo(m *stun.Message) error {
+	m.Length += 36 // what the attribute will take
+	m.WriteLength()
+	mac := hmac.New(sha256.New, k)
+	mac.Write(m.Raw)
+	m.Length -= 36
+	m.Add(stun.AttrMessageIntegritySHA256, mac.Sum(nil))
+	return nil
+}
+
+// name is USERNAME or USERHASH.
+func (c *caller) name() stun.Setter {
+	if !c.anonymous {
+		return set(stun.AttrUsername, []byte(c.user)...) // the library takes no long one
+	}
+	sum := sha256.Sum256([]byte(c.user + ":" + testRealm))
+	return set(stun.AttrUserhash, sum[:]...)
+}
+
+// credential is the attributes a credential is made of.
+func (c *caller) credential(nonce string) []stun.Setter {
+	list := []stun.Setter{c.name(), stun.NewRealm(testRealm), stun.NewNonce(nonce)}
+	if c.algorithm == 0 {
+		return list
+	}
+	offered := []byte{0, 2, 0, 0, 0, 1, 0, 0} // SHA-256, MD5
+	return append(list, set(stun.AttrPasswordAlgorithms, offered...), set(stun.AttrPasswordAlgorithm, 0, byte(c.algorithm), 0, 0))
 }
 
 // set sets an attribute of any type to any bytes.
@@ -130,9 +185,7 @@ func plain(method stun.Method, tx TransactionID, attributes ...stun.Setter) []by
 
 // signed builds a request of c with a nonce of g from m; tail follows MESSAGE-INTEGRITY.
 func (c *caller) signed(g *Gate, m Moment, method stun.Method, tx TransactionID, attributes []stun.Setter, tail ...stun.Setter) []byte {
-	all := append([]stun.Setter{
-		stun.NewUsername(c.user), stun.NewRealm(testRealm), stun.NewNonce(g.nonceFor(c.Client, m)),
-	}, attributes...)
+	all := append(c.credential(g.nonceFor(c.Client, m)), attributes...)
 	return plain(method, tx, append(append(all, c.key()), tail...)...)
 }
 
@@ -232,14 +285,40 @@ func (c *core) send(who *caller, frame []byte) *answerSeen {
 	seen := see(c, reply.Append(nil))
 	seen.events = events
 	if reply.key != nil {
-		if err := stun.MessageIntegrity(reply.key).Check(seen.message); err != nil {
-			c.Errorf("%v: the answer's MESSAGE-INTEGRITY: %v", reply.Method, err)
-		}
+		who.checkAnswer(c, seen.message)
 	}
 	if !bytes.Equal(seen.message.TransactionID[:], frame[8:20]) {
 		c.Errorf("got an answer to transaction %x, want %x", seen.message.TransactionID, frame[8:20])
 	}
 	return seen
+}
+
+// checkAnswer holds the proof in an answer against the key of c: it is of one kind only, the
+// one that goes with what the client knows (RFC 8489 section 9.2.4).
+func (c *caller) checkAnswer(t tb, m *stun.Message) {
+	t.Helper()
+	want, other := stun.AttrMessageIntegrity, stun.AttrMessageIntegritySHA256
+	if c.algorithm != 0 {
+		want, other = other, want
+	}
+	list := m.Attributes
+	i := slices.IndexFunc(list, func(a stun.RawAttribute) bool { return a.Type == want })
+	if i < 0 || m.Contains(other) {
+		t.Errorf("%v: got attributes %v, want %v and no %v", m.Type, list, want, other)
+		return
+	}
+	again := stun.New()
+	again.TransactionID, again.Type = m.TransactionID, m.Type
+	again.WriteHeader()
+	for _, a := range list[:i] {
+		again.Add(a.Type, a.Value)
+	}
+	if err := c.key().AddTo(again); err != nil {
+		t.Fatal(err)
+	}
+	if got := again.Attributes[i].Value; !bytes.Equal(got, list[i].Value) {
+		t.Errorf("%v: got %v %x in the answer, want %x", m.Type, want, list[i].Value, got)
+	}
 }
 
 // decide decides q, and makes sure that deciding changes nothing.
@@ -299,6 +378,7 @@ type answerSeen struct {
 	unknown  stun.UnknownAttributes
 	nonce    string
 	realm    string
+	offered  []byte // PASSWORD-ALGORITHMS
 	events   []Event
 }
 
@@ -339,6 +419,7 @@ func see(t tb, raw []byte) *answerSeen {
 	if realm.GetFrom(s.message) == nil {
 		s.realm = realm.String()
 	}
+	s.offered, _ = s.message.Get(stun.AttrPasswordAlgorithms)
 	return s
 }
 

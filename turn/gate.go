@@ -1,20 +1,28 @@
 package turn
 
 import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"sync"
 	"time"
 	"unicode/utf8"
 
 	"github.com/pion/stun/v3"
 )
 
-// MaxUsername bounds a USERNAME in bytes (RFC 8489 section 14.3).
-const MaxUsername = 508
+// MaxUsername bounds a username in bytes (RFC 8489 section 14.3). Old clients
+// may send up to maxUsernameReceived.
+const (
+	MaxUsername         = 508
+	maxUsernameReceived = 763
+)
 
 // GateConfig is what a [Gate] is made of.
 type GateConfig struct {
-	Realm           string
+	Realm           string // prepared, see [OpaqueString]
 	Software        string // SOFTWARE in every answer, empty for none
 	Users           []User
 	Secrets         [][]byte // of TURN REST; several, so that they can be rotated
@@ -23,24 +31,40 @@ type GateConfig struct {
 	CredentialGrace time.Duration // how long past its expiry a time-limited credential may refresh; <0: without end
 }
 
-// Gate authenticates requests (RFC 8489 section 9.2). It keeps nothing between
+// Gate authenticates requests (RFC 8489 section 9.2). It keeps nothing of
 // them: it does not change and is safe for concurrent use.
 type Gate struct {
 	GateConfig
-	keys  map[string][]byte
-	dummy []byte
+	users  map[string]keys
+	names  map[[sha256.Size]byte]string // by USERHASH
+	dummy  keys                         // of nobody
+	offer  offer
+	cookie string
+	macs   sync.Pool // of nonceHash
 }
 
 // NewGate makes a Gate; the slices in c belong to it from then on.
+//
+// SHA-256 is offered where everybody can use it: a client takes the first
+// algorithm that it knows before anybody knows who it is. Anonymity is offered where the
+// users are all known, for then clients must use it, and a time-limited username is in no table.
 func NewGate(c GateConfig) *Gate {
-	g := &Gate{GateConfig: c, keys: map[string][]byte{}}
+	g := &Gate{GateConfig: c, users: map[string]keys{}, names: map[[sha256.Size]byte]string{}}
 	for _, u := range c.Users {
-		g.keys[u.Name] = u.Key
-		if u.Key == nil {
-			g.keys[u.Name] = longTermKey(u.Name, c.Realm, u.Password)
+		k := keysOf(u, c.Realm)
+		if k.sha256 == nil {
+			g.offer = offerMD5
 		}
+		g.users[u.Name] = k
+		g.names[userHash(u.Name, c.Realm)] = u.Name
 	}
-	g.dummy = longTermKey("", c.Realm, string(c.NonceKey[:]))
+	g.dummy = keysOf(User{Password: string(c.NonceKey[:])}, c.Realm)
+	features := byte(featureAlgorithms)
+	if len(c.Secrets) == 0 {
+		features |= featureAnonymity
+	}
+	g.cookie = cookie(features)
+	g.macs.New = func() any { return &nonceHash{Hash: hmac.New(sha256.New, c.NonceKey[:])} }
 	return g
 }
 
@@ -52,9 +76,9 @@ var ErrDrop = errors.New("no answer is due")
 // authenticated and whose attributes are all known, or the reply that ends the
 // matter, or [ErrDrop]. It keeps nothing of frame.
 //
-// The order is RFC 8489 section 9.2.4's: no MESSAGE-INTEGRITY is 401, without the rest
-// of a credential 400, a wrong user or password 401, a nonce not ours 438;
-// only then 420, so that nobody unauthenticated learns what is supported.
+// The order is RFC 8489 section 9.2.4's: no MESSAGE-INTEGRITY of either kind is 401, without the
+// rest of a credential 400, another choice of algorithm than was offered 400, a wrong user or password
+// 401, a nonce not ours 438; only then 420, so that nobody unauthenticated learns what is supported.
 func (g *Gate) Admit(t FiveTuple, frame []byte, m Moment) (*Request, *Reply, error) {
 	msg := messages.Get().(*stun.Message)
 	defer messages.Put(msg)
@@ -68,10 +92,10 @@ func (g *Gate) Admit(t FiveTuple, frame []byte, m Moment) (*Request, *Reply, err
 	if q.Method == stun.MethodBinding {
 		return nil, g.binding(q, msg), nil
 	}
-	if code := g.authenticate(q, msg, m); code != 0 {
+	list, p := proven(msg)
+	if code := g.authenticate(q, msg, list, p, m); code != 0 {
 		return nil, g.refuse(q, code, m), nil
 	}
-	list := covered(msg)
 	if u := unknown(list); len(u) > 0 {
 		r := q.reply(CodeUnknownAttribute)
 		r.unknown = u
@@ -106,7 +130,8 @@ func decodeRequest(msg *stun.Message, frame []byte) bool {
 // binding answers a Binding request (RFC 8489 section 3), for which nobody is authenticated.
 func (g *Gate) binding(q *Request, msg *stun.Message) *Reply {
 	var left stun.Attributes
-	for _, a := range covered(msg) {
+	list, _ := proven(msg)
+	for _, a := range list {
 		if !iceAttribute(a.Type) {
 			left = append(left, a)
 		}
@@ -128,27 +153,91 @@ func (g *Gate) refuse(q *Request, code int, m Moment) *Reply {
 	r := q.reply(code)
 	r.Unauthenticated = true
 	if code != CodeBadRequest {
-		r.realm, r.nonce = g.Realm, g.nonceFor(q.FiveTuple.Client, m)
+		r.realm, r.nonce, r.algorithms = g.Realm, g.nonceFor(q.FiveTuple.Client, m), offers[g.offer]
 	}
 	return r
 }
 
+// credential is what a request says of who sent it; nil is absent.
+type credential struct {
+	name, hash, realm, nonce []byte
+	algorithm, algorithms    []byte
+}
+
+// credentialOf finds the credential in list; the first of duplicates counts.
+func credentialOf(list stun.Attributes) (c credential) {
+	first := func(field *[]byte, value []byte) {
+		if *field == nil {
+			*field = value[:len(value):len(value)]
+		}
+	}
+	for i := range list {
+		switch list[i].Type {
+		case stun.AttrUsername:
+			first(&c.name, list[i].Value)
+		case stun.AttrUserhash:
+			first(&c.hash, list[i].Value)
+		case stun.AttrRealm:
+			first(&c.realm, list[i].Value)
+		case stun.AttrNonce:
+			first(&c.nonce, list[i].Value)
+		case stun.AttrPasswordAlgorithm:
+			first(&c.algorithm, list[i].Value)
+		case stun.AttrPasswordAlgorithms:
+			first(&c.algorithms, list[i].Value)
+		}
+	}
+	return c
+}
+
+// complete says whether c has all it needs: one name, a realm and a nonce.
+func (c *credential) complete() bool {
+	if c.realm == nil || c.nonce == nil || (c.name == nil) == (c.hash == nil) {
+		return false
+	}
+	if c.hash != nil {
+		return len(c.hash) == sha256.Size
+	}
+	return len(c.name) <= maxUsernameReceived && utf8.Valid(c.name)
+}
+
+// negotiates says whether the client knows of password algorithms: one that does
+// not gets what it got from RFC 5389.
+func (c *credential) negotiates() bool { return c.algorithm != nil || c.algorithms != nil }
+
+// algorithm is how the key of c is made, false where that is not what was
+// offered with the nonce: somebody on the way may have changed the offer (RFC 8489 section 9.2.1).
+func (g *Gate) algorithm(c *credential) (algorithm, bool) {
+	if !c.negotiates() {
+		return algorithmMD5, true
+	}
+	a, ok := parseAlgorithm(c.algorithm)
+	if features, _ := parseCookie(c.nonce); !ok || features&featureAlgorithms == 0 {
+		return a, ok
+	}
+	o := g.offered(c.nonce)
+	return a, bytes.Equal(c.algorithms, offers[o]) && o.has(a)
+}
+
 // authenticate proves who sent msg and fills q's name and key, or says with what code to refuse.
-func (g *Gate) authenticate(q *Request, msg *stun.Message, m Moment) int {
-	mac, err := msg.Get(stun.AttrMessageIntegrity)
-	if err != nil {
+func (g *Gate) authenticate(q *Request, msg *stun.Message, list stun.Attributes, p proof, m Moment) int {
+	if p.kind == 0 {
 		return CodeUnauthenticated
 	}
-	list := covered(msg)
-	name, hasName := list.Get(stun.AttrUsername)
-	_, hasRealm := list.Get(stun.AttrRealm)
-	nonce, hasNonce := list.Get(stun.AttrNonce)
-	if !hasName || !hasRealm || !hasNonce || len(mac) != 20 || len(name.Value) > MaxUsername || !utf8.Valid(name.Value) {
+	c := credentialOf(list)
+	if !c.complete() || !p.wellFormed(msg) {
 		return CodeBadRequest
 	}
-	q.nonceReturned = g.nonceValid(nonce.Value, q.FiveTuple.Client, m)
-	q.Username, q.Realm = string(name.Value), g.Realm
-	q.key = g.verify(msg, q.Username)
+	a, ok := g.algorithm(&c)
+	if !ok {
+		return CodeBadRequest
+	}
+	q.nonceReturned = g.nonceValid(c.nonce, q.FiveTuple.Client, m)
+	q.Username, q.Realm, q.sha256 = string(bareName(c.name)), g.Realm, c.negotiates()
+	if c.hash != nil {
+		q.Username = g.names[[sha256.Size]byte(c.hash)]
+	}
+	q.key = g.verify(msg, p, a, q.Username)
 	switch {
 	case q.key == nil, !g.current(q, m):
 		return CodeUnauthenticated
@@ -158,24 +247,26 @@ func (g *Gate) authenticate(q *Request, msg *stun.Message, m Moment) int {
 	return 0
 }
 
-// verify yields the key with which the integrity of msg holds, nil where none
+// verify yields the key with which the proof of msg holds, nil where none
 // does. What it costs does not depend on whether the user exists: every
 // secret is tried for every name, and an unknown name is checked against a key of nobody.
-func (g *Gate) verify(msg *stun.Message, username string) []byte {
+func (g *Gate) verify(msg *stun.Message, p proof, a algorithm, username string) []byte {
 	var proved []byte
 	try := func(key []byte, real bool) {
-		if stun.MessageIntegrity(key).Check(msg) == nil && real && proved == nil {
+		if p.holds(msg, key) && real && proved == nil {
 			proved = key
 		}
 	}
-	key, known := g.keys[username]
+	user, static := g.users[username]
+	key := user.of(a)
+	known := key != nil
 	if !known {
-		key = g.dummy
+		key = g.dummy.of(a)
 	}
 	try(key, known)
 	_, _, limited := timeLimited(username)
 	for _, secret := range g.Secrets {
-		try(longTermKey(username, g.Realm, TimeLimitedPassword(secret, username)), limited && !known)
+		try(a.key(username, g.Realm, TimeLimitedPassword(secret, username)), limited && !static)
 	}
 	return proved
 }
@@ -184,7 +275,7 @@ func (g *Gate) verify(msg *stun.Message, username string) []byte {
 // user's may always. The expiry of a time-limited one ends new
 // allocations, and after the grace everything but giving up what it holds.
 func (g *Gate) current(q *Request, m Moment) bool {
-	if _, static := g.keys[q.Username]; static {
+	if _, static := g.users[q.Username]; static {
 		return true
 	}
 	expiry, _, _ := timeLimited(q.Username)
@@ -202,7 +293,7 @@ func (g *Gate) current(q *Request, m Moment) bool {
 // reload that removed its user it may not. A name whose expiry was over by then
 // was no time-limited credential, but that of a static user who is gone.
 func (g *Gate) Knows(username string, created Moment) bool {
-	if _, static := g.keys[username]; static {
+	if _, static := g.users[username]; static {
 		return true
 	}
 	expiry, _, limited := timeLimited(username)

@@ -13,11 +13,6 @@ import (
 	"github.com/pion/stun/v3"
 )
 
-// credential is the attributes a credential is made of.
-func (c *caller) credential(nonce string) []stun.Setter {
-	return []stun.Setter{stun.NewUsername(c.user), stun.NewRealm(testRealm), stun.NewNonce(nonce)}
-}
-
 const allocateMethod = stun.MethodAllocate
 
 func TestAdmitOrder(t *testing.T) {
@@ -51,11 +46,11 @@ func TestAdmitOrder(t *testing.T) {
 		{"NoIntegrity", []stun.Setter{transport(17)}, 401, true, false},
 		{"NoIntegrityButCredential", append(a.credential(good), transport(17)), 401, true, false},
 		{"NoIntegrityAndUnknownAttribute", []stun.Setter{unknownAttribute}, 401, true, false},
-		{"OnlySHA256", append(a.credential(good), set(stun.AttrMessageIntegritySHA256, make([]byte, 32)...)), 401, true, false},
+		{"OnlySHA256", append(a.credential(good), set(stun.AttrMessageIntegritySHA256, make([]byte, 32)...)), 401, true, true},
 		{"NoUsername", without(stun.AttrUsername), 400, false, false},
 		{"NoRealm", without(stun.AttrRealm), 400, false, false},
 		{"NoNonce", without(stun.AttrNonce), 400, false, false},
-		{"UsernameTooLong", with(newCaller(strings.Repeat("x", 509), "x", a.Client.String()), good), 400, false, false},
+		{"UsernameTooLong", with(newCaller(strings.Repeat("x", 764), "x", a.Client.String()), good), 400, false, false},
 		{"UsernameIsNoUTF8", with(newCaller("a\xFF", "x", a.Client.String()), good), 400, false, false},
 		{"IntegrityOfOtherLength", append(a.credential(good), set(stun.AttrMessageIntegrity, make([]byte, 16)...)), 400, false, false},
 		{"UnknownUser", with(stranger, good), 401, true, true},
@@ -68,7 +63,7 @@ func TestAdmitOrder(t *testing.T) {
 		{"UnknownOptionalAttribute", with(a, good, set(0xFFFE, 1)), 0, false, true},
 		{"AfterIntegrity", append(with(a, good), unknownAttribute), 0, false, true},
 		{"Fingerprint", append(with(a, good), stun.Fingerprint), 0, false, true},
-		{"LongestUsername", with(newCaller(strings.Repeat("x", 508), "x", a.Client.String()), good), 401, true, true},
+		{"LongestUsername", with(newCaller(strings.Repeat("x", 763), "x", a.Client.String()), good), 401, true, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			frame := plain(allocateMethod, tx, tt.attributes...)
@@ -94,6 +89,9 @@ func TestAdmitOrder(t *testing.T) {
 			}
 			if got := seen.nonce != ""; got != tt.challenged {
 				t.Errorf("got a NONCE: %t, want %t", got, tt.challenged)
+			}
+			if got := seen.offered != nil; got != tt.challenged {
+				t.Errorf("got PASSWORD-ALGORITHMS: %t, want %t", got, tt.challenged)
 			}
 			if tt.challenged && (seen.realm != testRealm || !g.nonceValid([]byte(seen.nonce), a.Client, now)) {
 				t.Errorf("got realm %q and nonce %q, want a valid challenge", seen.realm, seen.nonce)
@@ -235,6 +233,14 @@ func TestUnknownUserAndWrongPasswordLookAlike(t *testing.T) {
 		newCaller("nobody", TimeLimitedPassword([]byte("north"), "nobody"), address),
 		newCaller("alice", TimeLimitedPassword([]byte("north"), "alice"), address),
 		over,
+		newCaller("alice", "wrong", address).with(algorithmSHA256, false),
+		newCaller("alice", "wrong", address).with(algorithmMD5, true),
+		newCaller("alice", "wrong", address).with(algorithmSHA256, true),
+		newCaller("nobody", "x", address).with(algorithmSHA256, false),
+		newCaller("nobody", "x", address).with(algorithmSHA256, true),
+		newCaller(limited, "wrong", address).with(algorithmSHA256, false),
+		newCaller(limited, TimeLimitedPassword([]byte("north"), limited), address).with(algorithmSHA256, true),
+		over.with(algorithmSHA256, false),
 	} {
 		_, reply, err := g.Admit(c.FiveTuple, c.signed(g, now, allocateMethod, txid(1), nil), now)
 		if err != nil || reply == nil {
@@ -265,23 +271,32 @@ func pretenders() map[string]struct {
 	}
 }
 
+// modernities are the kinds of clients whose refusals are compared.
+var modernities = map[string]func(*caller) *caller{
+	"RFC5389":   func(c *caller) *caller { return c },
+	"SHA256":    func(c *caller) *caller { return c.with(algorithmSHA256, false) },
+	"Anonymous": func(c *caller) *caller { return c.with(algorithmSHA256, true) },
+}
+
 // TestRefusalsTakeTheSameWork counts allocations, of which each MAC that is tried makes some: to measure time
 // is for BenchmarkRefusal.
 func TestRefusalsTakeTheSameWork(t *testing.T) {
 	now := at(0)
 	for name, tt := range pretenders() {
-		config := testGateConfig()
-		config.Secrets = tt.secrets
-		g := NewGate(config)
-		var work [2]float64
-		for i, user := range tt.users {
-			c := newCaller(user, "a wrong one", "198.51.100.1:5000")
-			frame := c.signed(g, now, allocateMethod, txid(1), nil)
-			work[i] = testing.AllocsPerRun(200, func() { _, _, _ = g.Admit(c.FiveTuple, frame, now) })
-		}
-		const pool = 3 // of messages: it keeps or drops one by chance; a MAC makes more than ten
-		if math.Abs(work[0]-work[1]) > pool || work[0] < 5 {
-			t.Errorf("%s: %v allocations for %q and %v for %q, want the same", name, work[0], tt.users[0], work[1], tt.users[1])
+		for modernity, of := range modernities {
+			config := testGateConfig()
+			config.Secrets = tt.secrets
+			g := NewGate(config)
+			var work [2]float64
+			for i, user := range tt.users {
+				c := of(newCaller(user, "a wrong one", "198.51.100.1:5000"))
+				frame := c.signed(g, now, allocateMethod, txid(1), nil)
+				work[i] = testing.AllocsPerRun(200, func() { _, _, _ = g.Admit(c.FiveTuple, frame, now) })
+			}
+			const pool = 3 // of messages: it keeps or drops one by chance; a MAC makes more than ten
+			if math.Abs(work[0]-work[1]) > pool || work[0] < 5 {
+				t.Errorf("%s/%s: %v allocations for %q and %v for %q, want the same", name, modernity, work[0], tt.users[0], work[1], tt.users[1])
+			}
 		}
 	}
 }
@@ -289,17 +304,19 @@ func TestRefusalsTakeTheSameWork(t *testing.T) {
 func BenchmarkRefusal(b *testing.B) {
 	now := at(0)
 	for name, tt := range pretenders() {
-		config := testGateConfig()
-		config.Secrets = tt.secrets
-		g := NewGate(config)
-		for i, user := range tt.users {
-			c := newCaller(user, "a wrong one", "198.51.100.1:5000")
-			frame := c.signed(g, now, allocateMethod, txid(1), nil)
-			b.Run(name+[]string{"/known", "/unknown"}[i], func(b *testing.B) {
-				for b.Loop() {
-					_, _, _ = g.Admit(c.FiveTuple, frame, now)
-				}
-			})
+		for modernity, of := range modernities {
+			config := testGateConfig()
+			config.Secrets = tt.secrets
+			g := NewGate(config)
+			for i, user := range tt.users {
+				c := of(newCaller(user, "a wrong one", "198.51.100.1:5000"))
+				frame := c.signed(g, now, allocateMethod, txid(1), nil)
+				b.Run(name+"/"+modernity+[]string{"/known", "/unknown"}[i], func(b *testing.B) {
+					for b.Loop() {
+						_, _, _ = g.Admit(c.FiveTuple, frame, now)
+					}
+				})
+			}
 		}
 	}
 }
@@ -452,7 +469,7 @@ func TestNonce(t *testing.T) {
 // TestKeyMatchesRFC8489 uses the example of RFC 8489 section 9.2.2.
 func TestKeyMatchesRFC8489(t *testing.T) {
 	const want = "8493fbc53ba582fb4c044c456bdc40eb"
-	if got := fmt.Sprintf("%x", longTermKey("user", "realm", "pass")); got != want {
+	if got := fmt.Sprintf("%x", algorithmMD5.key("user", "realm", "pass")); got != want {
 		t.Errorf("got key %s, want %s", got, want)
 	}
 }

@@ -5,50 +5,84 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"hash"
 	"net/netip"
 	"time"
 )
 
 const (
-	nonceTime = 6  // bytes of milliseconds since the Unix epoch
-	nonceMAC  = 15 // bytes of HMAC-SHA256
+	nonceTime  = 6  // bytes of milliseconds since the Unix epoch
+	nonceMAC   = 17 // bytes of HMAC-SHA256: all of them are a multiple of three, so base64 leaves no bit unused
+	nonceBytes = 1 + nonceTime + nonceMAC
 )
 
-// nonceFor makes the nonce of a client: when it was made and a MAC that binds it
-// to the client's address, so that the server keeps nothing and a restart
+// nonceFor makes the nonce of a client: the nonce cookie, and behind it what is
+// offered to the client, when the nonce was made, and a MAC over all of it and
+// the client's address, so that the server keeps nothing and a restart
 // changes nothing. It is valid on the wall clock.
 func (g *Gate) nonceFor(client netip.AddrPort, m Moment) string {
-	var b [nonceTime + nonceMAC]byte
-	var ms [8]byte
-	binary.BigEndian.PutUint64(ms[:], uint64(m.Wall/int64(time.Millisecond)))
-	copy(b[:], ms[2:])
-	copy(b[nonceTime:], g.nonceMAC(b[:nonceTime], client))
-	return base64.RawURLEncoding.EncodeToString(b[:])
+	var b [nonceBytes]byte
+	binary.BigEndian.PutUint64(b[:], uint64(m.Wall/int64(time.Millisecond)))
+	copy(b[1:], b[2:8]) // the milliseconds, without their two first bytes
+	b[0] = byte(g.offer)
+	g.nonceMAC(b[1+nonceTime:], g.cookie, b[:1+nonceTime], client)
+	text := make([]byte, 0, 64)
+	text = append(text, g.cookie...)
+	return string(base64.RawURLEncoding.AppendEncode(text, b[:]))
 }
 
 // nonceValid says whether nonce was made for client within the nonce lifetime.
 // One from the future is as stale as one from the past.
 func (g *Gate) nonceValid(nonce []byte, client netip.AddrPort, m Moment) bool {
-	var b [nonceTime + nonceMAC]byte
-	if len(nonce) != base64.RawURLEncoding.EncodedLen(len(b)) {
+	b, ok := parseNonce(nonce)
+	if !ok {
 		return false
 	}
-	if _, err := base64.RawURLEncoding.Decode(b[:], nonce); err != nil {
-		return false
-	}
-	if !hmac.Equal(b[nonceTime:], g.nonceMAC(b[:nonceTime], client)) {
+	var want [nonceMAC]byte
+	g.nonceMAC(want[:], string(nonce[:cookieLength]), b[:1+nonceTime], client)
+	if !hmac.Equal(b[1+nonceTime:], want[:]) {
 		return false
 	}
 	var ms [8]byte
-	copy(ms[2:], b[:nonceTime])
+	copy(ms[2:], b[1:1+nonceTime])
 	age := m.Wall/int64(time.Millisecond) - int64(binary.BigEndian.Uint64(ms[:]))
 	return max(age, -age) <= g.NonceLifetime.Milliseconds()
 }
 
-func (g *Gate) nonceMAC(when []byte, client netip.AddrPort) []byte {
-	mac := hmac.New(sha256.New, g.NonceKey[:])
+// parseNonce decodes what follows the nonce cookie, false for a nonce that has not the form of ours.
+func parseNonce(nonce []byte) (b [nonceBytes]byte, ok bool) {
+	if len(nonce) != cookieLength+base64.RawURLEncoding.EncodedLen(nonceBytes) {
+		return b, false
+	}
+	_, err := base64.RawURLEncoding.Decode(b[:], nonce[cookieLength:])
+	return b, err == nil && int(b[0]) < len(offers)
+}
+
+// offered is the list that went out with nonce; with one that is not ours, the list of today.
+func (g *Gate) offered(nonce []byte) offer {
+	if b, ok := parseNonce(nonce); ok {
+		return offer(b[0])
+	}
+	return g.offer
+}
+
+// nonceMAC fills dst with the front of the MAC.
+func (g *Gate) nonceMAC(dst []byte, cookie string, what []byte, client netip.AddrPort) {
 	packed := pack(client)
-	mac.Write(when)
-	mac.Write(packed[:])
-	return mac.Sum(nil)[:nonceMAC]
+	var text [cookieLength + 1 + nonceTime + len(packed)]byte
+	n := copy(text[:], cookie)
+	n += copy(text[n:], what)
+	copy(text[n:], packed[:])
+	mac := g.macs.Get().(*nonceHash)
+	mac.Reset()
+	mac.Write(text[:])
+	copy(dst, mac.Sum(mac.sum[:0]))
+	g.macs.Put(mac)
+}
+
+// nonceHash is an HMAC with the nonce key, and room for what it yields. One that
+// is used again has digested its key already.
+type nonceHash struct {
+	hash.Hash
+	sum [sha256.Size]byte
 }

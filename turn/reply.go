@@ -24,9 +24,11 @@ type Reply struct {
 	hasLifetime bool
 	realm       string // with nonce, on 401 and 438
 	nonce       string
+	algorithms  []byte // with nonce
 	unknown     []stun.AttrType
 	software    string
-	key         []byte // nil: no MESSAGE-INTEGRITY
+	key         []byte // nil: no MESSAGE-INTEGRITY of either kind
+	sha256      bool   // with key: MESSAGE-INTEGRITY-SHA256
 	fingerprint bool
 }
 
@@ -34,7 +36,7 @@ type Reply struct {
 func (q *Request) reply(code int) *Reply {
 	return &Reply{
 		Method: q.Method, Tx: q.Tx, Code: code, NonceReturned: q.nonceReturned, Username: q.Username,
-		software: q.software, key: q.key, fingerprint: q.fingerprint,
+		software: q.software, key: q.key, sha256: q.sha256, fingerprint: q.fingerprint,
 	}
 }
 
@@ -56,7 +58,11 @@ func (r *Reply) Append(dst []byte) []byte {
 	if r.software != "" {
 		m.Add(stun.AttrSoftware, []byte(r.software))
 	}
-	if r.key != nil {
+	switch {
+	case r.key == nil:
+	case r.sha256:
+		addIntegritySHA256(m, r.key)
+	default:
 		must(stun.MessageIntegrity(r.key).AddTo(m))
 	}
 	if r.fingerprint {
@@ -75,6 +81,7 @@ func (r *Reply) addAttributes(m *stun.Message) {
 	if r.nonce != "" {
 		m.Add(stun.AttrRealm, []byte(r.realm))
 		m.Add(stun.AttrNonce, []byte(r.nonce))
+		m.Add(stun.AttrPasswordAlgorithms, r.algorithms)
 	}
 	for _, a := range r.relayed {
 		addXOR(m, stun.AttrXORRelayedAddress, a)

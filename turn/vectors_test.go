@@ -113,15 +113,76 @@ func TestRFC5769LongTerm(t *testing.T) {
 	if err != nil || string(username) != name {
 		t.Errorf("got USERNAME %q, %v, want %q", username, err, name)
 	}
-	if NewGate(config).verify(&msg, name) == nil {
+	proved := func() bool {
+		_, p := proven(&msg)
+		return NewGate(config).verify(&msg, p, algorithmMD5, name) != nil
+	}
+	if !proved() {
 		t.Error("the integrity does not hold with the right password")
 	}
-	config.Users = []User{{Name: name, Key: longTermKey(name, testRealm, password)}}
-	if NewGate(config).verify(&msg, name) == nil {
+	config.Users = []User{{Name: name, Key: algorithmMD5.key(name, testRealm, password)}}
+	if !proved() {
 		t.Error("the integrity does not hold with the key of the right password")
 	}
 	config.Users = []User{{Name: name, Password: "TheMatrix"}}
-	if NewGate(config).verify(&msg, name) != nil {
+	if proved() {
 		t.Error("the integrity holds with a wrong password")
+	}
+}
+
+// sampleSHA256 is the sample of RFC 8489 appendix B.1 as erratum 6268 has it.
+var sampleSHA256 = unhexTest(`00010090 2112a442 78ad3433c6ad72c029da412e
+	001e0020 4a3cf38fef6992bda952c6780417da0f24819415569e60b205c46e41407f1704
+	00150029 6f624d61744a6f733241414143662f2f3439396b39353464364f4c33346f4c394653547679363473 41000000
+	0014000b 6578616d706c652e6f726700 001d0004 00020000
+	001c0020 b5c7bf005b6c52a21c51c5e892f81924136296cb927c43149309278cc6518e65`)
+
+// TestRFC8489Sample is appendix B.1: USERHASH, the nonce cookie, and
+// MESSAGE-INTEGRITY-SHA256 with a key made by SHA-256.
+func TestRFC8489Sample(t *testing.T) {
+	const name, password = "マトリックス", "TheMatrIX"
+	config := testGateConfig()
+	config.Users, config.Secrets = []User{{Name: name, Password: password}}, nil
+	g := NewGate(config)
+	var msg stun.Message
+	if !decodeRequest(&msg, sampleSHA256) {
+		t.Fatal("the request is dropped")
+	}
+	list, p := proven(&msg)
+	c := credentialOf(list)
+	if hash := userHash(name, testRealm); string(c.hash) != string(hash[:]) {
+		t.Errorf("got USERHASH %x, want %x", hash, c.hash)
+	}
+	if features, ok := parseCookie(c.nonce); !ok || features != featureAnonymity {
+		t.Errorf("got features %b, %t, want anonymity", features, ok)
+	}
+	a, ok := g.algorithm(&c)
+	if !ok || a != algorithmSHA256 {
+		t.Fatalf("got algorithm %d, %t, want SHA-256", a, ok)
+	}
+	key := g.verify(&msg, p, a, g.names[[32]byte(c.hash)])
+	if key == nil {
+		t.Fatal("the integrity does not hold")
+	}
+	made := stun.New()
+	made.TransactionID, made.Type = msg.TransactionID, msg.Type
+	made.WriteHeader()
+	for _, a := range list[:p.at] {
+		made.Add(a.Type, a.Value)
+	}
+	addIntegritySHA256(made, key)
+	if string(made.Raw) != string(sampleSHA256) {
+		t.Errorf("made\n%x, want\n%x", made.Raw, sampleSHA256)
+	}
+	for i := stunHeader; i < len(sampleSHA256); i++ {
+		tampered := append([]byte(nil), sampleSHA256...)
+		tampered[i] ^= 1
+		var msg stun.Message
+		if !decodeRequest(&msg, tampered) {
+			continue
+		}
+		if _, p := proven(&msg); p.kind != 0 && p.wellFormed(&msg) && p.holds(&msg, key) {
+			t.Errorf("the integrity holds with byte %d changed", i)
+		}
 	}
 }

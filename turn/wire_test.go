@@ -350,7 +350,8 @@ func attributesOf(b []byte) stun.Setter {
 			b = b[4:]
 			n = min(n, len(b))
 			switch kind {
-			case stun.AttrMessageIntegrity, stun.AttrFingerprint:
+			case stun.AttrMessageIntegrity, stun.AttrMessageIntegritySHA256, stun.AttrFingerprint,
+				stun.AttrUserhash, stun.AttrPasswordAlgorithm, stun.AttrPasswordAlgorithms:
 			default:
 				m.Add(kind, b[:n])
 			}

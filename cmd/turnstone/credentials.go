@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
 	"turnstone/cmd/turnstone/internal/config"
@@ -55,9 +54,10 @@ func credentialsCommand(o *options) *cobra.Command {
 				return usageError("--ttl %s: want at least 1s", ttl)
 			}
 			expires := time.Now().Add(ttl)
-			name := turn.TimeLimitedUsername(args[0], expires)
-			if args[0] == "" || strings.ContainsRune(args[0], 0) || len(name) > turn.MaxUsername {
-				return usageError("%q is no user: want 1 to %d bytes without zeros", args[0], turn.MaxUsername-len("1234567890:"))
+			user, err := turn.OpaqueString(args[0])
+			name := turn.TimeLimitedUsername(user, expires)
+			if err != nil || len(name) > turn.MaxUsername {
+				return usageError("%q is no user: want 1 to %d bytes of text", args[0], turn.MaxUsername-len("1234567890:"))
 			}
 			password := turn.TimeLimitedPassword([]byte(c.Auth.Secrets[0]), name)
 			if len(urls) == 0 {

@@ -32,7 +32,7 @@ type Config struct {
 
 // Auth says who may use the relay.
 type Auth struct {
-	Users           []string `toml:"users" flag:"user" arg:"NAME:PASSWORD" env:"USERS" secret:"true" doc:"Long-term credentials, NAME:PASSWORD, or NAME:0xKEY with the MD5 key in hex. With neither users nor secrets, a demo credential is made and printed."`
+	Users           []string `toml:"users" flag:"user" arg:"NAME:PASSWORD" env:"USERS" secret:"true" doc:"Long-term credentials, NAME:PASSWORD, or NAME:0xKEY with a key in hex: the MD5 one (32 digits), the SHA-256 one (64), or both in this order (96). While one user has an MD5 key alone, SHA-256 is offered to nobody. With neither users nor secrets, a demo credential is made and printed."`
 	Secrets         []string `toml:"secrets" flag:"auth-secret" arg:"SECRET" env:"AUTH_SECRETS" secret:"true" doc:"Secrets of time-limited credentials (TURN REST). Several, so that one can be rotated in before the other goes."`
 	NonceLifetime   Duration `toml:"nonce-lifetime" flag:"nonce-lifetime" arg:"DURATION" env:"NONCE_LIFETIME" doc:"For how long a nonce is good."`
 	CredentialGrace Duration `toml:"credential-grace" flag:"credential-grace" arg:"DURATION" env:"CREDENTIAL_GRACE" doc:"For how long past its expiry a time-limited credential may still refresh what it holds; unlimited for as long as it likes."`

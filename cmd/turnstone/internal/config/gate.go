@@ -12,7 +12,7 @@ import (
 
 func (c *Config) gate(p *problems) turn.GateConfig {
 	g := turn.GateConfig{
-		Realm: c.Realm, Software: c.Software,
+		Software:      c.Software,
 		NonceLifetime: time.Duration(c.Auth.NonceLifetime), CredentialGrace: time.Duration(c.Auth.CredentialGrace),
 	}
 	switch {
@@ -22,6 +22,10 @@ func (c *Config) gate(p *problems) turn.GateConfig {
 		p.check("realm", errors.New("it is longer than 127 bytes"))
 	case strings.ContainsAny(c.Realm, "\"\x00"):
 		p.check("realm", fmt.Errorf("%q has a quote or a zero in it", c.Realm))
+	default:
+		var err error
+		g.Realm, err = prepared("it", c.Realm)
+		p.check("realm", err)
 	}
 	if len(c.Software) > 127 {
 		p.check("software", errors.New("it is longer than 127 bytes"))
@@ -46,19 +50,49 @@ func (c *Config) gate(p *problems) turn.GateConfig {
 	return g
 }
 
+// prepared is a string as it goes into a key. The error does not show it.
+func prepared(what, s string) (string, error) {
+	out, err := turn.OpaqueString(s)
+	if err != nil {
+		return "", fmt.Errorf("%s has a character that may not be in one (RFC 8265, OpaqueString)", what)
+	}
+	return out, nil
+}
+
+// Lengths of the keys a user can be given by, in bytes.
+const (
+	keyMD5    = 16
+	keySHA256 = 32
+)
+
 // user reads NAME:PASSWORD or NAME:0xKEY. Its errors do not show the secret.
 func user(s string) (turn.User, error) {
 	name, password, found := strings.Cut(s, ":")
-	if !found || name == "" || password == "" || len(name) > turn.MaxUsername {
+	if !found || name == "" || password == "" {
 		return turn.User{}, errors.New("not of the form NAME:PASSWORD")
 	}
-	u := turn.User{Name: name, Password: password}
-	if rest, isKey := strings.CutPrefix(password, "0x"); isKey && len(rest) == 32 {
-		key, err := hex.DecodeString(rest)
-		if err != nil {
-			return turn.User{}, fmt.Errorf("the key of %q is not hexadecimal", name)
-		}
-		u.Key = key
+	name, err := prepared("the name", name)
+	if err != nil {
+		return turn.User{}, err
+	}
+	if len(name) > turn.MaxUsername {
+		return turn.User{}, fmt.Errorf("the name is longer than %d bytes", turn.MaxUsername)
+	}
+	u := turn.User{Name: name}
+	digits, isKey := strings.CutPrefix(password, "0x")
+	if length := len(digits); !isKey || (length != 2*keyMD5 && length != 2*keySHA256 && length != 2*(keyMD5+keySHA256)) {
+		u.Password, err = prepared(fmt.Sprintf("the password of %q", name), password)
+		return u, err
+	}
+	key, err := hex.DecodeString(digits)
+	if err != nil {
+		return turn.User{}, fmt.Errorf("the key of %q is not hexadecimal", name)
+	}
+	if len(key) != keySHA256 {
+		u.Key, key = key[:keyMD5:keyMD5], key[keyMD5:]
+	}
+	if len(key) > 0 {
+		u.KeySHA256 = key
 	}
 	return u, nil
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/hex"
 	"net/netip"
 	"slices"
 	"strings"
@@ -58,6 +59,32 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+func TestUser(t *testing.T) {
+	md5, sha256 := "00112233445566778899aabbccddeeff", strings.Repeat("0123456789abcdef", 4)
+	for _, tt := range []struct{ in, name, password, md5, sha256 string }{
+		{"alice:secret", "alice", "secret", "", ""},
+		{"alice:a:b", "alice", "a:b", "", ""},
+		{"bob:0x" + md5, "bob", "", md5, ""},
+		{"bob:0x" + sha256, "bob", "", "", sha256},
+		{"bob:0x" + md5 + sha256, "bob", "", md5, sha256},
+		{"carol:0xshort", "carol", "0xshort", "", ""},
+		{"carol:0x" + md5 + "0", "carol", "0x" + md5 + "0", "", ""},
+		{"e\u0301ve:\u212Bngstr\u00f6m\u00a01", "\u00e9ve", "\u00c5ngstr\u00f6m 1", "", ""},
+	} {
+		u, err := user(tt.in)
+		if err != nil {
+			t.Errorf("%q: %v", tt.in, err)
+			continue
+		}
+		if u.Name != tt.name || u.Password != tt.password || hex.EncodeToString(u.Key) != tt.md5 || hex.EncodeToString(u.KeySHA256) != tt.sha256 {
+			t.Errorf("%q: got %q, %q, %x, %x, want %q, %q, %s, %s", tt.in, u.Name, u.Password, u.Key, u.KeySHA256, tt.name, tt.password, tt.md5, tt.sha256)
+		}
+		if (u.Key == nil) != (tt.md5 == "") || (u.KeySHA256 == nil) != (tt.sha256 == "") {
+			t.Errorf("%q: got keys %v and %v, want nil where there is none", tt.in, u.Key, u.KeySHA256)
+		}
+	}
+}
+
 func TestResolveDefaults(t *testing.T) {
 	c := loopback()
 	r, err := c.Resolve()
@@ -105,6 +132,10 @@ func TestResolveErrors(t *testing.T) {
 		"SocketInLongDir":   {func(c *Config) { c.Data = "/" + long }, "admin-socket: "},
 		"UserNoPassword":    {func(c *Config) { c.Auth.Users = []string{"a:b", "c4n4ry"} }, "auth.users: entry 2: not of the form NAME:PASSWORD"},
 		"UserBadKey":        {func(c *Config) { c.Auth.Users = []string{"a:0x" + strings.Repeat("c4n4ryzz", 4)} }, `the key of "a" is not hexadecimal`},
+		"UserName":          {func(c *Config) { c.Auth.Users = []string{"a\tb:c4n4ry"} }, "auth.users: entry 1: the name has a character"},
+		"UserNameLong":      {func(c *Config) { c.Auth.Users = []string{strings.Repeat(long, 4) + ":c4n4ry"} }, "auth.users: entry 1: the name is longer than 508 bytes"},
+		"UserPassword":      {func(c *Config) { c.Auth.Users = []string{"a:c4n4ry\u00ad"} }, `auth.users: entry 1: the password of "a" has a character`},
+		"RealmCharacter":    {func(c *Config) { c.Realm = "a\u00ad" }, "realm: it has a character"},
 		"SecretEmpty":       {func(c *Config) { c.Auth.Secrets = []string{"c4n4ry", ""} }, "auth.secrets: entry 2 is empty"},
 		"NonceZero":         {func(c *Config) { c.Auth.NonceLifetime = 0 }, "auth.nonce-lifetime: 0s"},
 		"NonceUnlimited":    {func(c *Config) { c.Auth.NonceLifetime = -1 }, "auth.nonce-lifetime: unlimited"},
