@@ -91,6 +91,7 @@ func haveFrags(flags uint32) error {
 // Loaded is what came of a trial.
 type Loaded struct {
 	Instructions uint32 // that the verifier went through, 0 where the kernel does not say
+	Compiled     bool   // the program runs as machine code; false also where the kernel does not say
 	Clock        error  // why programs and this process do not read one boot-time clock, nil if they do
 }
 
@@ -107,6 +108,8 @@ func Try(c Config) (l Loaded, err error) {
 	}
 	if info, err := o.Turnstone.Info(); err == nil {
 		l.Instructions, _ = info.VerifiedInstructions()
+		_, err := info.JitedSize()
+		l.Compiled = err == nil
 	}
 	l.Clock = calibrate(o.BootClock)
 	return l, o.Close()

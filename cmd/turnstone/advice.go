@@ -4,10 +4,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"strconv"
-	"strings"
 
 	"turnstone/cmd/turnstone/internal/config"
+	"turnstone/cmd/turnstone/internal/doctor"
 	"turnstone/turn/relay"
 
 	"github.com/rs/zerolog"
@@ -31,39 +30,14 @@ func advise(r config.Resolved) []advice {
 // advisePorts warns of relayed ports that the host gives to other sockets too: while the daemon is away,
 // one of them can be taken, and its allocation ends with the next start.
 func advisePorts(first, last uint16, local, reserved string) []advice {
-	ranges := strings.Fields(local)
-	if len(ranges) != 2 {
-		return nil
-	}
-	lo, err1 := strconv.ParseUint(ranges[0], 10, 16)
-	hi, err2 := strconv.ParseUint(ranges[1], 10, 16)
-	if err1 != nil || err2 != nil {
-		return nil
-	}
-	from, to := max(uint64(first), lo), min(uint64(last), hi)
-	if from > to || covered(reserved, from, to) {
+	relayed := doctor.Ports{First: first, Last: last}
+	given, overlaps := doctor.Overlap(relayed, local, reserved)
+	if !overlaps {
 		return nil
 	}
 	return []advice{{zerolog.WarnLevel, fmt.Sprintf(
-		"relay ports %d-%d overlap net.ipv4.ip_local_port_range (%d-%d): another program can take one while the daemon is down, "+
-			"which ends that allocation; reserve them with sysctl -w net.ipv4.ip_local_reserved_ports=%d-%d",
-		first, last, lo, hi, first, last)}}
-}
-
-// covered says whether one of the ranges in reserved, "a-b,c,d-e", holds from to to.
-func covered(reserved string, from, to uint64) bool {
-	for _, part := range strings.Split(strings.TrimSpace(reserved), ",") {
-		a, b, isRange := strings.Cut(part, "-")
-		if !isRange {
-			b = a
-		}
-		lo, err1 := strconv.ParseUint(a, 10, 16)
-		hi, err2 := strconv.ParseUint(b, 10, 16)
-		if err1 == nil && err2 == nil && lo <= from && to <= hi {
-			return true
-		}
-	}
-	return false
+		"relay ports %v overlap net.ipv4.ip_local_port_range (%v): another program can take one while the daemon is down, "+
+			"which ends that allocation; reserve them with %s", relayed, given, doctor.Reserve(relayed, reserved))}}
 }
 
 // adviseAddresses says of a relay address that only its own network reaches, while clients elsewhere may be served.

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"turnstone/cmd/turnstone/internal/config"
+	"turnstone/cmd/turnstone/internal/doctor"
+	"turnstone/cmd/turnstone/internal/output"
+
+	"github.com/spf13/cobra"
+)
+
+func doctorCommand(o *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "doctor", Short: "Find what on this host keeps the relay from working well", Args: cobra.NoArgs,
+		Long: "Holds what serve would run with against the host, with a daemon running or without: kernel, capabilities, pins,\ninterfaces and their offloads, ports, firewall rules that XDP bypasses, limits, clock, disk, permissions. Each check is\nok, warn, fail or skip, where it cannot be told; what is not ok comes with its remedy. It changes nothing.\n\nIt exits 3 if a check fails: something does not work as configured. With kernel.mode auto, userspace relays where the\nkernel cannot, which is a warning; with required it is a failure.",
+		Example: `  turnstone doctor --config /etc/turnstone/turnstone.toml
+  turnstone doctor --listen udp://192.0.2.1:3478 -o table
+  turnstone doctor -o jsonl | jq -r 'select(.result == "fail" or .result == "warn") | .remedy'
+  nsenter --net=/run/netns/relay turnstone doctor --kernel required`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, origins, err := config.Load(cmd.Flags())
+			if err != nil {
+				return usageError("%w", err)
+			}
+			r, err := c.Resolve()
+			if err != nil {
+				return usageError("%w", err)
+			}
+			facts := doctor.Gather(cmd.Context(), wanted(r), lookedAt(r, &c, origins))
+			return showDiagnosis(cmd, o.format, doctor.Diagnose(facts))
+		},
+	}
+	config.Flags(cmd.Flags())
+	cmd.Flags().VisitAll(hideAllBut("config", "listen", "relay-ip", "relay-ports", "data", "admin-socket", "kernel", "interface", "xdp", "max-allocations"))
+	o.outputFlag(cmd)
+	return cmd
+}
+
+// wanted is what a configuration asks of the host.
+func wanted(r config.Resolved) doctor.Wanted {
+	d := (&served{}).kernelConfig(r, nil)
+	return doctor.Wanted{
+		Mode: r.Kernel.Mode, Wish: d.Mode, Instance: r.Kernel.Instance, Listeners: d.Listeners, Relays: d.Relays,
+		First: d.RelayFirst, Last: d.RelayLast, Allocations: r.Rules.MaxAllocations, Secrets: len(r.Gate.Secrets) > 0, Data: r.Data,
+	}
+}
+
+// lookedAt is where doctor looks.
+func lookedAt(r config.Resolved, c *config.Config, origins config.Origins) doctor.Host {
+	h := doctor.Host{
+		Socket: r.AdminSocket, Datapath: (&served{}).kernelConfig(r, nil), Interfaces: r.Kernel.Interfaces,
+		MemoryLimit: func(cgroup string) (int64, bool) { return groupLimit(cgroup, "/sys/fs/cgroup") },
+	}
+	for _, s := range config.Settings(c) {
+		if file := origins[s.Key]; s.Secret && file != "default" && !strings.HasPrefix(file, "$") && !strings.HasPrefix(file, "--") && !slices.Contains(h.Private, file) {
+			h.Private = append(h.Private, file)
+		}
+	}
+	if c.TLS.Key != "" {
+		h.Private = append(h.Private, c.TLS.Key)
+	}
+	return h
+}
+
+type remedyRow struct {
+	Check     string        `json:"check"`
+	Interface string        `json:"interface"`
+	Result    doctor.Result `json:"result"`
+	Remedy    string        `json:"what to do"`
+}
+
+// showDiagnosis lists rows, in a table with the remedies below it.
+func showDiagnosis(cmd *cobra.Command, f output.Format, rows []doctor.Row) error {
+	out := cmd.OutOrStdout()
+	if err := output.Rows(out, f, rows); err != nil {
+		return err
+	}
+	var remedies []remedyRow
+	for _, result := range []doctor.Result{doctor.Fail, doctor.Warn, doctor.Skip} {
+		for _, r := range rows {
+			if r.Result == result && r.Remedy != "" {
+				remedies = append(remedies, remedyRow{r.Check, r.Interface, r.Result, r.Remedy})
+			}
+		}
+	}
+	if err := output.Section(out, f, "remedies", remedies); err != nil {
+		return err
+	}
+	if doctor.Failed(rows) {
+		return exitError{errMismatch, errors.New("this does not work as configured: see what failed")}
+	}
+	return nil
+}
