@@ -2,8 +2,8 @@
 
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * What the datapath is measured against and with: a bare bounce, the same with a route lookup, and the
- * two ends of a road, which make packets and take them. The daemon never loads them.
+ * What the datapath is measured against and with: a bare bounce, the same with a route lookup, and
+ * the two ends of a road, which make packets and take them. The daemon never loads them.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -52,7 +52,8 @@ static __always_inline struct udphdr *find_udp(void *data, void *end)
 		struct iphdr *ip = (void *)(e + 1);
 
 		u = (void *)(ip + 1);
-		return (void *)(u + 1) <= end && ip->ihl == 5 && ip->protocol == IPPROTO_UDP ? u : NULL;
+		return (void *)(u + 1) <= end && ip->ihl == 5 && ip->protocol == IPPROTO_UDP ? u
+											     : NULL;
 	}
 	if (e->h_proto == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = (void *)(e + 1);
@@ -138,36 +139,49 @@ int bounce_fib(struct xdp_md *ctx)
 }
 
 /*
- * One end of the road. Frames that are run live keep what was written to them: each becomes a copy of the
- * template again. Its source port is the number of its flow, and the first word of its payload the
- * opposite, so that the sum over both is the same for all flows. Likewise for the time and its opposite.
+ * One end of the road. Frames that are run live keep what was written to them: each becomes a copy
+ * of the template again. A word of its source tells its flow, as another may of its destination.
+ * What they add to sums is taken back by the first word of the payload, and the identification;
+ * likewise the time by its opposite.
  */
 #define TEMPLATE_WORDS 10
+#define DESTINATIONS   64
 
 volatile const __u64 template[TEMPLATE_WORDS];
-volatile const __u32 template_words; /* at most that many, and no more than the frame has */
-volatile const __u32 port_at;	     /* offset of the source port; the payload's is below */
-volatile const __u32 payload_at;     /* where frames are made */
-volatile const __u32 first_port;
-volatile const __u32 flow_mask; /* number of flows, a power of two, less one */
-volatile const __u32 stamped;	/* whether frames carry the time at which they are sent */
+volatile const __u32 template_words; /* at most that many, and no more than a frame has */
+volatile const __u32 flow_mask;	     /* number of flows, a power of two, less one */
+volatile const __u32 source_at;	     /* offset of the source's word; 0 for none below */
+volatile const __u32 id_at;
+volatile const __u32 destination_at;
+volatile const __u16 destinations[DESTINATIONS]; /* wire order */
+volatile const __u32 payload_at;
+volatile const __u32 stamped; /* whether frames carry the time at which they are made */
 
 __u32 sequence;
 
 /* What a payload begins with. */
 struct mark {
-	__u16 unport;
+	__u16 opposite;
 	__u16 zero;
 	__u64 time;
 	__u64 untime;
 } __attribute__((packed, aligned(2)));
 
+static __always_inline bool put(void *data, void *end, __u32 at, __u16 word)
+{
+	at &= 0xff;
+	if (data + at + 2 > end)
+		return false;
+	*(__u16 *)(data + at) = word;
+	return true;
+}
+
 SEC("xdp")
 int generate(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 flow = (sequence++ * 40503u) & flow_mask;
-	__u16 port = bpf_htons(first_port + flow);
+	__u32 flow = (sequence++ * 40503u) & flow_mask, sum;
+	__u16 source = bpf_htons(flow);
 
 	for (int i = 0; i < TEMPLATE_WORDS; i++) {
 		__u64 *to = (__u64 *)data + i;
@@ -176,17 +190,23 @@ int generate(struct xdp_md *ctx)
 			break;
 		*to = template[i];
 	}
-	__u32 at = port_at & 0xff;
-
-	if (data + at + 2 > end)
+	if (!put(data, end, source_at, source) || (id_at && !put(data, end, id_at, ~source)))
 		return XDP_ABORTED;
-	*(__u16 *)(data + at) = port;
-	at = payload_at & 0xff;
+	sum = source;
+	if (destination_at) {
+		__u16 destination = destinations[flow & (DESTINATIONS - 1)];
+
+		if (!put(data, end, destination_at, destination))
+			return XDP_ABORTED;
+		sum += destination;
+		sum = (sum & 0xffff) + (sum >> 16);
+	}
+	__u32 at = payload_at & 0xff;
 	struct mark *m = data + at;
 
 	if ((void *)(m + 1) > end)
 		return XDP_ABORTED;
-	m->unport = ~port;
+	m->opposite = ~sum;
 	m->zero = 0;
 	if (stamped) {
 		m->time = bpf_ktime_get_ns();
@@ -197,10 +217,11 @@ int generate(struct xdp_md *ctx)
 
 /* The other end: UDP is counted and dropped. */
 volatile const __u16 sink_ports[2]; /* what is to them alone, wire order; 0: all of it */
-volatile const __u32 sink_at;	    /* offset of the payload where frames are taken, 0: no times are read */
+volatile const __u32
+	sink_at; /* offset of the payload where frames are taken, 0: no times are read */
 
 #define LATENCY_UNIT	16 /* ns */
-#define LATENCY_BUCKETS 4096
+#define LATENCY_BUCKETS 16384
 #define SINK_CPUS	64
 
 struct sunk {

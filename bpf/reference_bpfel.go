@@ -29,16 +29,18 @@ const (
 	ReferenceProgGenerate     = "generate"
 	ReferenceProgSinkFrame    = "sink_frame"
 	ReferenceProgSinkPacket   = "sink_packet"
+	ReferenceVarDestinationAt = "destination_at"
+	ReferenceVarDestinations  = "destinations"
 	ReferenceVarFibFlags      = "fib_flags"
 	ReferenceVarFibIfindex    = "fib_ifindex"
-	ReferenceVarFirstPort     = "first_port"
 	ReferenceVarFlowMask      = "flow_mask"
+	ReferenceVarIdAt          = "id_at"
 	ReferenceVarLatencies     = "latencies"
 	ReferenceVarPayloadAt     = "payload_at"
-	ReferenceVarPortAt        = "port_at"
 	ReferenceVarSequence      = "sequence"
 	ReferenceVarSinkAt        = "sink_at"
 	ReferenceVarSinkPorts     = "sink_ports"
+	ReferenceVarSourceAt      = "source_at"
 	ReferenceVarStamped       = "stamped"
 	ReferenceVarSunk          = "sunk"
 	ReferenceVarTemplate      = "template"
@@ -104,16 +106,18 @@ type ReferenceMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ReferenceVariableSpecs struct {
+	DestinationAt *ebpf.VariableSpec `ebpf:"destination_at"`
+	Destinations  *ebpf.VariableSpec `ebpf:"destinations"`
 	FibFlags      *ebpf.VariableSpec `ebpf:"fib_flags"`
 	FibIfindex    *ebpf.VariableSpec `ebpf:"fib_ifindex"`
-	FirstPort     *ebpf.VariableSpec `ebpf:"first_port"`
 	FlowMask      *ebpf.VariableSpec `ebpf:"flow_mask"`
+	IdAt          *ebpf.VariableSpec `ebpf:"id_at"`
 	Latencies     *ebpf.VariableSpec `ebpf:"latencies"`
 	PayloadAt     *ebpf.VariableSpec `ebpf:"payload_at"`
-	PortAt        *ebpf.VariableSpec `ebpf:"port_at"`
 	Sequence      *ebpf.VariableSpec `ebpf:"sequence"`
 	SinkAt        *ebpf.VariableSpec `ebpf:"sink_at"`
 	SinkPorts     *ebpf.VariableSpec `ebpf:"sink_ports"`
+	SourceAt      *ebpf.VariableSpec `ebpf:"source_at"`
 	Stamped       *ebpf.VariableSpec `ebpf:"stamped"`
 	Sunk          *ebpf.VariableSpec `ebpf:"sunk"`
 	Template      *ebpf.VariableSpec `ebpf:"template"`
@@ -150,16 +154,18 @@ func (m *ReferenceMaps) Close() error {
 //
 // It can be passed to LoadReferenceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ReferenceVariables struct {
+	DestinationAt *ebpf.Variable `ebpf:"destination_at"`
+	Destinations  *ebpf.Variable `ebpf:"destinations"`
 	FibFlags      *ebpf.Variable `ebpf:"fib_flags"`
 	FibIfindex    *ebpf.Variable `ebpf:"fib_ifindex"`
-	FirstPort     *ebpf.Variable `ebpf:"first_port"`
 	FlowMask      *ebpf.Variable `ebpf:"flow_mask"`
+	IdAt          *ebpf.Variable `ebpf:"id_at"`
 	Latencies     *ebpf.Variable `ebpf:"latencies"`
 	PayloadAt     *ebpf.Variable `ebpf:"payload_at"`
-	PortAt        *ebpf.Variable `ebpf:"port_at"`
 	Sequence      *ebpf.Variable `ebpf:"sequence"`
 	SinkAt        *ebpf.Variable `ebpf:"sink_at"`
 	SinkPorts     *ebpf.Variable `ebpf:"sink_ports"`
+	SourceAt      *ebpf.Variable `ebpf:"source_at"`
 	Stamped       *ebpf.Variable `ebpf:"stamped"`
 	Sunk          *ebpf.Variable `ebpf:"sunk"`
 	Template      *ebpf.Variable `ebpf:"template"`

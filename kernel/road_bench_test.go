@@ -143,7 +143,7 @@ func newRoad(b *testing.B, t trip, n int) *road {
 	}
 	payload := len(frame) - len(r.made.payload)
 	maker := r.references(map[string]any{
-		bpf.ReferenceVarTemplate: template, bpf.ReferenceVarTemplateWords: uint32(words), bpf.ReferenceVarPortAt: uint32(r.made.udp()),
+		bpf.ReferenceVarTemplate: template, bpf.ReferenceVarTemplateWords: uint32(words), bpf.ReferenceVarSourceAt: uint32(r.made.udp()),
 		bpf.ReferenceVarPayloadAt: uint32(payload), bpf.ReferenceVarFlowMask: uint32(n - 1),
 	})
 	r.generate = maker.Generate
