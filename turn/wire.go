@@ -81,6 +81,43 @@ func ParseChannelData(b []byte) (ChannelNumber, []byte, error) {
 	return n, b[channelHeader : channelHeader+length], nil
 }
 
+// MaxStreamFrame is the length in bytes of the longest frame on a stream.
+const MaxStreamFrame = stunHeader + 1<<16
+
+// StreamFrame is the length in bytes of the frame that b begins with, where b came along a stream: with the
+// padding that ChannelData has there (RFC 8656 section 12.5). It is 0 while b is too short to tell. What is neither STUN nor
+// ChannelData is [ErrFrame]: nobody can say where the next frame begins.
+func StreamFrame(b []byte) (int, error) {
+	if len(b) < channelHeader {
+		if len(b) > 0 && b[0]>>7 != 0 {
+			return 0, ErrFrame
+		}
+		return 0, nil
+	}
+	length := int(binary.BigEndian.Uint16(b[2:]))
+	switch b[0] >> 6 {
+	case 0:
+		if length%4 != 0 || len(b) >= 8 && binary.BigEndian.Uint32(b[4:]) != stunMagic {
+			return 0, ErrFrame
+		}
+		return stunHeader + length, nil
+	case 1:
+		return channelHeader + (length+3)&^3, nil
+	}
+	return 0, ErrFrame
+}
+
+// AppendChannelData appends a ChannelData message, padded as on a stream or not at all, as in a datagram.
+func AppendChannelData(dst []byte, n ChannelNumber, data []byte, padded bool) []byte {
+	dst = binary.BigEndian.AppendUint16(dst, uint16(n))
+	dst = binary.BigEndian.AppendUint16(dst, uint16(len(data)))
+	dst = append(dst, data...)
+	if padded {
+		dst = append(dst, make([]byte, -len(data)&3)...)
+	}
+	return dst
+}
+
 // PutChannelHeader writes the header of a ChannelData message that carries
 // length bytes into dst[:4]. Over UDP no padding follows.
 func PutChannelHeader(dst []byte, n ChannelNumber, length int) {

@@ -17,11 +17,12 @@ import (
 // quiet is for how long nothing comes before a test believes that nothing will.
 const quiet = 150 * time.Millisecond
 
-// endpointUDP is a socket of a client or a peer.
+// endpointUDP is a socket of a client or a peer, or the stream of a client.
 type endpointUDP struct {
-	t    testing.TB
-	conn *net.UDPConn
-	addr netip.AddrPort
+	t      testing.TB
+	conn   *net.UDPConn
+	stream net.Conn // in place of conn
+	addr   netip.AddrPort
 }
 
 // listenUDP opens a socket at a; where probe is set, only to learn a free port.
@@ -42,6 +43,10 @@ func listenUDP(t testing.TB, a netip.AddrPort, probe bool) *endpointUDP {
 
 func (e *endpointUDP) send(to netip.AddrPort, b []byte) {
 	e.t.Helper()
+	if e.stream != nil {
+		e.write(b)
+		return
+	}
 	if _, err := e.conn.WriteToUDPAddrPort(b, to); err != nil {
 		e.t.Fatalf("send to %v: %v", to, err)
 	}
@@ -50,6 +55,13 @@ func (e *endpointUDP) send(to netip.AddrPort, b []byte) {
 // receive is the next datagram, nil where none comes in time.
 func (e *endpointUDP) receive(wait time.Duration) ([]byte, netip.AddrPort) {
 	e.t.Helper()
+	if e.stream != nil {
+		b, err := e.read(wait)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			e.t.Fatal(err)
+		}
+		return b, netip.AddrPort{}
+	}
 	b := make([]byte, 1<<16)
 	if err := e.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		e.t.Fatal(err)

@@ -92,11 +92,12 @@ func (s *Server) closeRemoved() {
 	s.flows.closing = nil
 }
 
-// grace returns when every shard has let go of the flows and sockets it had in hand.
+// grace returns when every hand has let go of the flows and sockets it had in hand.
 func (s *Server) grace() {
 	for _, h := range s.shards {
-		for t := h.turns.Load(); t&1 == 1 && h.turns.Load() == t; {
-			time.Sleep(10 * time.Microsecond)
-		}
+		h.settle()
+	}
+	for _, h := range s.hands.list() {
+		h.settle()
 	}
 }

@@ -52,6 +52,7 @@ type Config struct {
 	Settings  Settings
 	Log       Log
 	State     *turn.State   // the fold of Log; the server's from then on
+	Streams   Streams       // of listeners that are not UDP
 	Datapath  Datapath      // nil: there is none but userspace
 	Cap       turn.Cap      // of an allocation in each direction
 	Net       transport.Net // nil: real sockets
@@ -63,20 +64,24 @@ type Config struct {
 	Shards    int // loops over sockets; 0: one for each CPU
 }
 
-var errNoListener = errors.New("there is no address to listen on")
+var (
+	errNoListener    = errors.New("there is no address to listen on")
+	errNoCertificate = errors.New("there is no certificate")
+)
 
 func (c *Config) check() error {
 	if len(c.Listeners) == 0 {
 		return errNoListener
 	}
 	for _, l := range c.Listeners {
-		if l.Protocol != turn.UDP {
-			return fmt.Errorf("listen on %v/%v: only udp is supported", l.Protocol, l.Address)
+		if (l.Protocol == turn.TLS || l.Protocol == turn.DTLS) && (c.Streams.TLS == nil || c.Streams.TLS.GetCertificate == nil) {
+			return fmt.Errorf("listen on %v/%v: %w", l.Protocol, l.Address, errNoCertificate)
 		}
 		if !l.Address.IsValid() || l.Address.Addr().IsUnspecified() {
 			return fmt.Errorf("listen on %v: not one address", l.Address)
 		}
 	}
+	c.Streams.defaults()
 	if c.Clock == nil {
 		clock, err := HostClock()
 		if err != nil {

@@ -1,6 +1,10 @@
 package relay
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"turnstone/turn"
+)
 
 // Drop says why a datagram was not relayed or not answered.
 type Drop uint8
@@ -18,10 +22,11 @@ const (
 	DropRateLimited              // an answer to somebody unauthenticated beyond the rate
 	DropBusy                     // a request while the writer's queue was full
 	DropUnsupported              // a Send indication with an attribute that is not supported
+	DropBacklog                  // the client's stream does not take what peers send as fast as they send it
 	drops
 )
 
-var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported"}
+var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported", "backlog"}
 
 func (d Drop) String() string { return dropNames[d] }
 
@@ -34,6 +39,8 @@ type stats struct {
 	replies                        [600]atomic.Uint64 // by code; 0 is success
 	commits, events                atomic.Uint64
 	recoveries                     atomic.Uint64
+	streams                        [5]atomic.Int64 // by protocol, open now
+	refusedStreams, cutOff         atomic.Uint64
 }
 
 // Counters are what a server has done since it started.
@@ -44,6 +51,9 @@ type Counters struct {
 	Requests                       map[uint16]uint64 // by STUN method
 	Replies                        map[int]uint64    // by STUN code, 0 for success
 	Commits, Events, Recoveries    uint64
+	Streams                        map[turn.Protocol]int64 // open now
+	StreamsRefused                 uint64                  // for want of room, or after a failed handshake
+	StreamsCutOff                  uint64                  // of clients that did not take their answers
 }
 
 // Counters reads the counters.
@@ -52,7 +62,11 @@ func (s *Server) Counters() Counters {
 		ToPeerPackets: s.stats.toPeerPackets.Load(), ToPeerBytes: s.stats.toPeerBytes.Load(),
 		ToClientPackets: s.stats.toClientPackets.Load(), ToClientBytes: s.stats.toClientBytes.Load(),
 		Commits: s.stats.commits.Load(), Events: s.stats.events.Load(), Recoveries: s.stats.recoveries.Load(),
+		Streams: map[turn.Protocol]int64{}, StreamsRefused: s.stats.refusedStreams.Load(), StreamsCutOff: s.stats.cutOff.Load(),
 		Drops: map[string]uint64{}, Requests: map[uint16]uint64{}, Replies: map[int]uint64{},
+	}
+	for _, p := range []turn.Protocol{turn.TCP, turn.TLS, turn.DTLS} {
+		c.Streams[p] = s.stats.streams[p].Load()
 	}
 	for d := range drops {
 		c.Drops[d.String()] = s.stats.drops[d].Load()

@@ -105,6 +105,15 @@ func (l *memoryLog) state() *turn.State {
 	return s
 }
 
+// copy is another log with what is on the disk.
+func (l *memoryLog) copy() *memoryLog {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := newMemoryLog()
+	c.records = append(c.records, l.records...)
+	return c
+}
+
 // events are those on the disk.
 func (l *memoryLog) events() (out []turn.Event) {
 	l.mu.Lock()

@@ -15,6 +15,7 @@ type flow struct {
 	id       turn.AllocationID
 	listener *listener
 	client   netip.AddrPort
+	stream   *stream // that the client is on, nil for UDP
 	toClient sockaddr
 	sockets  []*relayed
 	deadline atomic.Int64

@@ -52,6 +52,21 @@ func (s *stripes[V]) set(a netip.AddrPort, v V) {
 	p.m[a] = v
 }
 
+// add sets a to v unless there is something already.
+func (s *stripes[V]) add(a netip.AddrPort, v V) bool {
+	p := &s[stripe(a)]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, taken := p.m[a]; taken {
+		return false
+	}
+	if p.m == nil {
+		p.m = map[netip.AddrPort]V{}
+	}
+	p.m[a] = v
+	return true
+}
+
 func (s *stripes[V]) delete(a netip.AddrPort) {
 	p := &s[stripe(a)]
 	p.mu.Lock()
@@ -103,13 +118,21 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 }
 
 // add makes the flow of an allocation, whose sockets the pool has. Without them, or
-// without its listener, there is nothing to relay.
+// without its listener or stream, there is nothing to relay.
 func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.AddrPort, deadline time.Duration) *flow {
 	l := t.listener(ft.Server, ft.Protocol)
 	if l == nil {
 		return nil
 	}
+	var c *stream
+	if ft.Protocol != turn.UDP {
+		if c = l.streams.get(ft.Client); c == nil {
+			t.forgo(addresses) // its end is on the way to the log
+			return nil
+		}
+	}
 	f := newFlow(id, l, ft.Client, deadline)
+	f.stream = c
 	if t.meters != nil {
 		f.share(t.meters)
 	}
@@ -126,10 +149,22 @@ func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.A
 		t.relayed.set(r.address, f)
 	}
 	l.flows.set(f.client, f)
+	if c != nil {
+		c.attach(f)
+	}
 	for _, r := range f.sockets {
 		r.socket.serve(r)
 	}
 	return f
+}
+
+// forgo leaves the sockets of an allocation that will not be relayed for in closing.
+func (t *flows) forgo(addresses []netip.AddrPort) {
+	for _, a := range addresses {
+		if s, ok := t.sockets.take(a); ok {
+			t.closing = append(t.closing, s)
+		}
+	}
 }
 
 // remove ends a flow. Its sockets are left in closing: a shard may have them in hand.
@@ -143,6 +178,9 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 	t.len.Add(-1)
 	if f.listener.flows.get(f.client) == f {
 		f.listener.flows.delete(f.client)
+	}
+	if f.stream != nil {
+		f.stream.detach(f)
 	}
 	for _, r := range f.sockets {
 		t.relayed.delete(r.address)

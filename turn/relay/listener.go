@@ -16,9 +16,11 @@ type Listener struct {
 // listener is an open Listener with the flows of its clients.
 type listener struct {
 	Listener
-	fds   []int // one for each shard, or none over a virtual network
-	conn  packetConn
-	flows stripes[*flow] // by client
+	fds     []int // of UDP: one for each shard, or none over a virtual network
+	conn    packetConn
+	accepts []accepter       // of the other protocols
+	flows   stripes[*flow]   // by client
+	streams stripes[*stream] // by client
 }
 
 func (l *listener) fiveTuple(client netip.AddrPort) turn.FiveTuple {

@@ -63,7 +63,7 @@ func (r *refused) again(b *batch, q request, m turn.Moment) bool {
 	}
 	from := len(b.bytes)
 	b.bytes = append(b.bytes, answer...)
-	b.replies = append(b.replies, outgoing{listener: q.listener, shard: q.shard, client: q.FiveTuple.Client, from: from, to: len(b.bytes)})
+	b.replies = append(b.replies, q.outgoing(from, len(b.bytes)))
 	return true
 }
 

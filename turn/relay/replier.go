@@ -32,6 +32,11 @@ func (s *Server) release(b *batch) {
 }
 
 func (p *replier) send(r outgoing, b []byte) {
+	if r.stream != nil {
+		r.stream.reply(b)
+		r.stream.answered()
+		return
+	}
 	if p.out == nil {
 		_, _ = r.listener.conn.WriteTo(b, udpAddr(r.client)) // as lossy as the network
 		return

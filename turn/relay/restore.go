@@ -53,6 +53,7 @@ func (s *Server) restore() error {
 			return err
 		}
 	}
+	w.apply(s.orphans(w.state, turn.ReasonRestart)...)
 	w.configured(s.config.Settings)
 	w.apply(s.reopen(w.state)...)
 	if err := w.store(); err != nil {

@@ -58,6 +58,10 @@ type Server struct {
 	posted   posted
 	spare    sync.Pool // of batches
 
+	hands hands // of streams
+	crowd crowd
+	ended ended
+
 	withdrawer  withdrawer
 	replies     replier
 	refusals    refusals
@@ -85,7 +89,7 @@ func New(c Config) (*Server, error) {
 		failures: make(chan failure), resumed: make(chan struct{}),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
-	s.posted.wake, s.withdrawer.wake = make(chan struct{}, 1), make(chan struct{}, 1)
+	s.posted.wake, s.withdrawer.wake, s.ended.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	s.spare.New = func() any { return &batch{} }
 	if _, err := io.ReadFull(c.Entropy, s.indications[:]); err != nil {
 		return nil, fmt.Errorf("draw entropy: %w", err)
@@ -140,6 +144,9 @@ func (s *Server) open() error {
 	}
 	if s.config.Net != nil {
 		for _, l := range s.listeners {
+			if l.Protocol != turn.UDP {
+				return fmt.Errorf("listen on %v/%v: a virtual network has only udp", l.Protocol, l.Address)
+			}
 			c, err := s.openNet(l.Address)
 			if err != nil {
 				return fmt.Errorf("listen on %v: %w", l.Address, err)
@@ -162,7 +169,11 @@ func (s *Server) open() error {
 		}
 	}
 	for _, l := range s.listeners {
-		if err := s.listen(l); err != nil {
+		listen := s.listenStream
+		if l.Protocol == turn.UDP {
+			listen = s.listen
+		}
+		if err := listen(l); err != nil {
 			return err
 		}
 	}
@@ -259,7 +270,11 @@ func (s *Server) Run(ctx context.Context, cause func() string) error {
 		if l.conn != nil {
 			_ = l.conn.Close()
 		}
+		for _, a := range l.accepts {
+			err = errors.Join(err, a.close())
+		}
 	}
+	s.crowd.stop()
 	err = errors.Join(err, group.Wait())
 	close(stopWriter)
 	err = errors.Join(err, <-writerDone)
@@ -276,6 +291,9 @@ func (s *Server) Run(ctx context.Context, cause func() string) error {
 func (s *Server) serve(group *errgroup.Group) {
 	for i, h := range s.shards {
 		for _, l := range s.listeners {
+			if l.Protocol != turn.UDP {
+				continue
+			}
 			s.endpoints.set(l.fds[i], &endpoint{listener: l})
 			if err := h.watch(l.fds[i]); err != nil {
 				group.Go(func() error { return err })
@@ -284,6 +302,9 @@ func (s *Server) serve(group *errgroup.Group) {
 		group.Go(h.run)
 	}
 	for _, l := range s.listeners {
+		for _, a := range l.accepts {
+			group.Go(func() error { a.accept(); return nil })
+		}
 		if l.conn != nil {
 			s.readers.Go(func() {
 				s.readAll(l.conn, func(from netip.AddrPort, b []byte) { s.netFromClient(l, from, b) })
@@ -307,6 +328,9 @@ func (s *Server) close() error {
 		if l.conn != nil {
 			_ = l.conn.Close()
 		}
+		for _, a := range l.accepts {
+			_ = a.close() // it may be already
+		}
 	}
 	for _, h := range s.shards {
 		errs = append(errs, h.close())
@@ -315,30 +339,16 @@ func (s *Server) close() error {
 	return errors.Join(errs...)
 }
 
-// admit takes a request through the gate. It yields the answer where there is
+// admit takes a request that came in a datagram through the gate. It yields the answer where there is
 // one already; else the request is on its way to the writer, or dropped.
 func (s *Server) admit(l *listener, shard int, client netip.AddrPort, frame []byte, now int64) *turn.Reply {
-	gate := s.gate.Load()
-	q, reply, err := gate.Admit(l.fiveTuple(client), frame, s.clock())
-	if err != nil {
-		s.stats.drop(DropMalformed)
+	q, gate, reply := s.judge(l, client, frame)
+	if reply != nil && reply.Unauthenticated && !s.limiter.Load().allow(client.Addr(), now) {
+		s.stats.drop(DropRateLimited)
 		return nil
 	}
-	if reply != nil {
-		if reply.Unauthenticated && !s.limiter.Load().allow(client.Addr(), now) {
-			s.stats.drop(DropRateLimited)
-			return nil
-		}
-		s.stats.requests[reply.Method&15].Add(1)
-		s.counted(reply, client.Addr())
+	if q == nil {
 		return reply
-	}
-	s.stats.requests[q.Method&15].Add(1)
-	if q.Method == stun.MethodAllocate {
-		if _, err := io.ReadFull(s.config.Entropy, q.Entropy[:]); err != nil {
-			s.log.Error().Err(err).Msg("no entropy")
-			return nil
-		}
 	}
 	select {
 	case s.requests <- request{Request: q, listener: l, shard: shard, gate: gate}:
@@ -346,6 +356,29 @@ func (s *Server) admit(l *listener, shard int, client netip.AddrPort, frame []by
 		s.stats.drop(DropBusy)
 	}
 	return nil
+}
+
+// judge asks the gate. It yields the answer where there is one already, else the request and the gate that let it in, or nothing.
+func (s *Server) judge(l *listener, client netip.AddrPort, frame []byte) (*turn.Request, *turn.Gate, *turn.Reply) {
+	gate := s.gate.Load()
+	q, reply, err := gate.Admit(l.fiveTuple(client), frame, s.clock())
+	if err != nil {
+		s.stats.drop(DropMalformed)
+		return nil, nil, nil
+	}
+	if reply != nil {
+		s.stats.requests[reply.Method&15].Add(1)
+		s.counted(reply, client.Addr())
+		return nil, nil, reply
+	}
+	s.stats.requests[q.Method&15].Add(1)
+	if q.Method == stun.MethodAllocate {
+		if _, err := io.ReadFull(s.config.Entropy, q.Entropy[:]); err != nil {
+			s.log.Error().Err(err).Msg("no entropy")
+			return nil, nil, nil
+		}
+	}
+	return q, gate, nil
 }
 
 // counted counts an answer, and a refusal for the log where its source is not forged.

@@ -16,18 +16,12 @@ import (
 // shard is one loop over sockets: a listener socket of each listener, which the
 // kernel spreads clients over, and a share of the relayed ones.
 type shard struct {
-	server *Server
-	index  int
-	epoll  int
-	wake   int // eventfd: the server stops
-	in     *inbox
-	out    *outbox
-	slot   int // of in, that is free: those before are in out
-	now    int64
-
-	// turns counts the beginnings and ends of rounds: odd while the shard has
-	// sockets and flows in hand.
-	turns atomic.Uint64
+	hand
+	index int
+	epoll int
+	wake  int // eventfd: the server stops
+	in    *inbox
+	slot  int // of in, that is free: those before are in out
 
 	lastClient netip.AddrPort // of the round
 	lastFlow   *flow
@@ -72,8 +66,8 @@ func newShard(s *Server, index int) (*shard, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open eventfd: %w", err), unix.Close(ep))
 	}
-	h := &shard{server: s, index: index, epoll: ep, wake: wake, in: newInbox()}
-	h.out = newOutbox(func(n int, _ unix.Errno) { s.stats.drops[DropSend].Add(uint64(n)) })
+	h := &shard{index: index, epoll: ep, wake: wake, in: newInbox()}
+	h.hand.open(s)
 	return h, h.watch(wake)
 }
 
@@ -123,10 +117,9 @@ func (h *shard) run() error {
 		if err != nil {
 			return fmt.Errorf("wait for sockets: %w", err)
 		}
-		h.turns.Add(1)
-		h.now = uptime()
+		h.begin()
 		stopped := h.round(events[:n])
-		h.turns.Add(1)
+		h.end()
 		if stopped {
 			return nil
 		}
@@ -184,33 +177,17 @@ func (h *shard) fromClients(l *listener, fd int) {
 }
 
 func (h *shard) fromClient(l *listener, fd int, d *datagram, frame []byte) {
-	st := &h.server.stats
 	switch turn.Classify(frame) {
 	case turn.FrameChannelData:
-		number, payload, err := turn.ParseChannelData(frame)
-		if err != nil {
-			st.drop(DropMalformed)
-			return
-		}
-		f := h.flowOf(l, d.from)
-		if f == nil {
-			st.drop(DropNoAllocation)
-			return
-		}
-		b := f.channel(number, h.now)
-		if b == nil || b.socket == nil {
-			st.drop(DropNoChannel)
-			return
-		}
-		h.toPeer(b.socket, b.peer, &b.toPeer, payload, d.hop, &b.counters)
+		h.channelData(h.flowOf(l, d.from), frame, d.hop)
 	case turn.FrameSTUN:
 		if turn.IsSend(frame) {
-			h.sendIndication(l, d, frame)
+			h.sendIndication(h.flowOf(l, d.from), frame, d.hop)
 			return
 		}
 		h.request(l, fd, d.from, frame)
 	default:
-		st.drop(DropMalformed)
+		h.server.stats.drop(DropMalformed)
 	}
 }
 
@@ -222,53 +199,6 @@ func (h *shard) flowOf(l *listener, client netip.AddrPort) *flow {
 	f := l.flows.get(client)
 	h.lastList, h.lastClient, h.lastFlow = l, client, f
 	return f
-}
-
-func (h *shard) sendIndication(l *listener, d *datagram, frame []byte) {
-	st := &h.server.stats
-	peer, payload, dontFragment, err := turn.ParseSend(frame)
-	switch {
-	case errors.Is(err, turn.ErrUnknown), err == nil && dontFragment:
-		st.drop(DropUnsupported)
-		return
-	case err != nil:
-		st.drop(DropMalformed)
-		return
-	}
-	f := h.flowOf(l, d.from)
-	if f == nil {
-		st.drop(DropNoAllocation)
-		return
-	}
-	peer = h.server.surroundings.Load().private(peer)
-	r := f.socketFor(peer.Addr())
-	if r == nil || peer.Port() == 0 || !f.permits(peer.Addr(), h.now) {
-		st.drop(DropNoPermission)
-		return
-	}
-	to := sockaddrOf(peer)
-	h.toPeer(r, peer, &to, payload, d.hop, &f.indications)
-}
-
-// toPeer sends payload from a relayed address to a peer.
-func (h *shard) toPeer(r *relayed, peer netip.AddrPort, to *sockaddr, payload []byte, hp hop, c *counters) {
-	st := &h.server.stats
-	switch {
-	case hp.ttl <= 1:
-		st.drop(DropTTL)
-		return
-	case !h.server.reachable(peer):
-		st.drop(DropGuarded)
-		return
-	case !r.flow.within(h.server.cap, toPeer, len(payload), h.now):
-		st.drop(DropMeter)
-		return
-	}
-	hp.ttl--
-	c.toPeer(len(payload))
-	st.toPeerPackets.Add(1)
-	st.toPeerBytes.Add(uint64(len(payload)))
-	h.out.push(r.socket.(*rawSocket).fd, to, nil, payload, hp, false)
 }
 
 func (h *shard) fromPeers(r *relayed, fd int) {
@@ -301,17 +231,14 @@ func (h *shard) fromPeer(r *relayed, d *datagram) {
 	if b != nil {
 		c = &b.counters
 	}
-	fd := f.listener.fds[h.index]
 	for rest := d.data; ; {
 		payload := rest[:min(d.segment, len(rest))]
 		switch {
 		case !f.within(h.server.cap, toClient, len(payload), h.now):
 			st.drop(DropMeter)
-		case b != nil:
-			h.channelData(fd, f, b.number, payload, hp)
-			st.toClient(c, len(payload))
+		case !h.toClient(f, b, d.from, payload, hp):
+			st.drop(DropBacklog)
 		default:
-			h.dataIndication(fd, f, d.from, payload, hp)
 			st.toClient(c, len(payload))
 		}
 		if rest = rest[len(payload):]; len(rest) == 0 {
@@ -320,19 +247,29 @@ func (h *shard) fromPeer(r *relayed, d *datagram) {
 	}
 }
 
-func (h *shard) channelData(fd int, f *flow, n turn.ChannelNumber, payload []byte, hp hop) {
-	h.out.room(fd, turn.ChannelHeader)
-	head := h.out.take(turn.ChannelHeader)[:turn.ChannelHeader]
-	turn.PutChannelHeader(head, n, len(payload))
-	h.out.push(fd, &f.toClient, head, payload, hp, false)
-}
-
-func (h *shard) dataIndication(fd int, f *flow, peer netip.AddrPort, payload []byte, hp hop) {
+// toClient sends what came from a peer to the client: by b, or in an indication where that is nil. False: the client's
+// stream has no room.
+func (h *shard) toClient(f *flow, b *binding, peer netip.AddrPort, payload []byte, hp hop) bool {
+	switch {
+	case f.stream != nil && b != nil:
+		return f.stream.channelData(b.number, payload)
+	case f.stream != nil:
+		return f.stream.dataIndication(h.server.indicationID(), h.server.surroundings.Load().shown(peer), payload)
+	}
+	fd := f.listener.fds[h.index]
+	if b != nil {
+		h.out.room(fd, turn.ChannelHeader)
+		head := h.out.take(turn.ChannelHeader)[:turn.ChannelHeader]
+		turn.PutChannelHeader(head, b.number, len(payload))
+		h.out.push(fd, &f.toClient, head, payload, hp, false)
+		return true
+	}
 	n := len(payload) + turn.DataIndicationOverhead
 	h.out.room(fd, n)
 	shown := h.server.surroundings.Load().shown(peer)
 	frame := turn.AppendDataIndication(h.out.take(n), h.server.indicationID(), shown, payload)
 	h.out.push(fd, &f.toClient, frame, nil, hp, false)
+	return true
 }
 
 // request takes a STUN request through the gate: it is answered here, or goes to the writer.

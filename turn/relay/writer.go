@@ -25,6 +25,8 @@ type request struct {
 	listener *listener
 	shard    int
 	gate     *turn.Gate // that admitted it
+	stream   *stream    // it came on, nil for a datagram
+	frame    []byte     // of a request on a stream
 }
 
 func (r request) transaction() transaction { return transaction{r.FiveTuple, r.Method, r.Tx} }
@@ -45,6 +47,7 @@ type batch struct {
 // outgoing is an encoded reply: bytes[from:to] of its batch.
 type outgoing struct {
 	listener *listener
+	stream   *stream // nil: the client sent a datagram
 	shard    int
 	client   netip.AddrPort
 	from, to int
@@ -103,6 +106,8 @@ func (w *writer) run(stop <-chan struct{}) error {
 			c(w)
 		case <-w.s.posted.wake:
 			w.apply(w.s.posted.take(maxEvents)...)
+		case <-w.s.ended.wake:
+			w.streamsEnded()
 		case hand <- w.open:
 			w.open = w.s.newBatch()
 		case <-w.timer.C:
@@ -188,6 +193,9 @@ func ends(e turn.Event) bool {
 
 // request decides one request and encodes its answer, which waits for the record.
 func (w *writer) request(r request) {
+	if r.stream != nil && !w.takes(r) {
+		return
+	}
 	if r.gate != w.s.gate.Load() || w.s.withdrawer.holds(r.transaction()) {
 		w.s.stats.drop(DropBusy) // to be repeated, and admitted by the gate in force
 		return
@@ -208,11 +216,31 @@ func (w *writer) request(r request) {
 	}
 	from := len(b.bytes)
 	b.bytes = d.Reply.Append(b.bytes)
-	b.replies = append(b.replies, outgoing{listener: r.listener, shard: r.shard, client: r.FiveTuple.Client, from: from, to: len(b.bytes)})
+	b.replies = append(b.replies, r.outgoing(from, len(b.bytes)))
 	w.s.counted(d.Reply, r.FiveTuple.Client.Addr())
 	if d.Reply.Code != 0 {
 		w.refused.remember(r, b.bytes[from:], m)
 	}
+}
+
+// takes says whether a request that came on a stream is to be decided: it is not repeated by its client, and not
+// worth an answer once the stream has ended.
+func (w *writer) takes(r request) bool {
+	w.streamsEnded() // an earlier one from this address first
+	switch {
+	case r.stream.gone.Load(), w.s.withdrawer.holds(r.transaction()):
+		r.stream.answered()
+		return false
+	case r.gate != w.s.gate.Load():
+		go r.stream.again(r.frame)
+		return false
+	}
+	return true
+}
+
+// outgoing is the answer to r, which is bytes[from:to] of its batch.
+func (r request) outgoing(from, to int) outgoing {
+	return outgoing{listener: r.listener, stream: r.stream, shard: r.shard, client: r.FiveTuple.Client, from: from, to: to}
 }
 
 // bindPort opens one of the addresses of a plan, or a pair; none where none can be had.
@@ -280,8 +308,11 @@ func (w *writer) pause(stop <-chan struct{}, wait time.Duration) bool {
 		select {
 		case <-timer.C:
 			return true
-		case <-w.s.requests:
+		case r := <-w.s.requests:
 			w.s.stats.drop(DropBusy)
+			if r.stream != nil {
+				r.stream.answered()
+			}
 		case <-stop:
 			return false
 		}
@@ -304,6 +335,7 @@ func (w *writer) resume(state *turn.State, f failure) {
 	w.apply(turn.LogRecovered{Cause: f.err.Error()})
 	w.apply(lost...)
 	w.apply(final...)
+	w.apply(w.s.orphans(state, turn.ReasonStreamClosed)...)
 	w.s.log.Info().Uint64("seq", uint64(state.Seq())).Msg("the log is open again")
 	w.s.ready.Store(true)
 	w.s.resumed <- struct{}{}
@@ -332,6 +364,7 @@ func (w *writer) finish() error {
 			return err
 		}
 	}
+	w.streamsEnded()
 	w.apply(turn.ServerStopped{Signal: w.s.stopCause})
 	return w.flush()
 }
