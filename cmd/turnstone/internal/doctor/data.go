@@ -54,32 +54,35 @@ func checkSync(check string, d Disk) Row {
 	return r
 }
 
-// checkPermissions is about who may use and read the data directory.
-func checkPermissions(f *Facts) []Row {
-	const use, read = "data-access", "data-private"
-	var rows []Row
+// checkAccess is about who may use the data directory.
+func checkAccess(f *Facts) []Row {
+	const check = "data-access"
 	a := f.DataOwner
 	switch {
 	case errors.Is(a.Err, errNothing):
-		return []Row{ok(use, "%s is not there yet: the daemon makes it, for itself alone", f.Data)}
+		return []Row{ok(check, "%s is not there yet: the daemon makes it, for itself alone", f.Data)}
 	case a.Err != nil:
-		return []Row{skip(use, a.Err)}
+		return []Row{skip(check, a.Err)}
 	case errors.Is(a.Value.Error, fs.ErrPermission):
-		rows = append(rows, ok(use, "%s belongs to user %d, and user %d may not write it", f.Data, a.Value.UID, a.Value.User).
-			as(Fail, "run as user %d, or chown -R %d %s", a.Value.UID, a.Value.User, f.Data))
+		return []Row{ok(check, "%s belongs to user %d, and user %d may not write it", f.Data, a.Value.UID, a.Value.User).
+			as(Fail, "run as user %d, or chown -R %d %s", a.Value.UID, a.Value.User, f.Data)}
 	case a.Value.Error != nil:
-		rows = append(rows, ok(use, "%s: %v", f.Data, a.Value.Error).as(Fail, "name a directory that can be written with --data"))
+		return []Row{ok(check, "%s: %v", f.Data, a.Value.Error).as(Fail, "name a directory that can be written with --data")}
 	case len(a.Value.Strangers) > 0:
-		rows = append(rows, ok(use, "%s belongs to user %d, and in it %s to others", f.Data, a.Value.UID, strings.Join(a.Value.Strangers, ", ")).
-			as(Warn, "chown -R %d %s: a daemon that was once run as another user leaves such files, and the next one may not open them", a.Value.UID, f.Data))
-	default:
-		rows = append(rows, ok(use, "%s is writeable", f.Data))
+		return []Row{ok(check, "%s belongs to user %d, and in it %s to others", f.Data, a.Value.UID, strings.Join(a.Value.Strangers, ", ")).
+			as(Warn, "chown -R %d %s: a daemon that was once run as another user leaves such files, and the next one may not open them", a.Value.UID, f.Data)}
 	}
+	return []Row{ok(check, "%s can be written", f.Data)}
+}
+
+// checkPrivate is about who may read what holds secrets.
+func checkPrivate(f *Facts) (rows []Row) {
+	const check = "data-private"
 	for _, o := range f.Open {
-		rows = append(rows, ok(read, "%s has mode %s: other users may read it", o.Path, o.Mode).as(o.result(), "chmod go= %s", o.Path))
+		rows = append(rows, ok(check, "%s has mode %s: other users may read it", o.Path, o.Mode).as(o.result(), "chmod %s= %s", o.To, o.Path))
 	}
-	if len(f.Open) == 0 {
-		rows = append(rows, ok(read, "nobody else can read it"))
+	if len(rows) == 0 {
+		rows = []Row{ok(check, "nobody else can read what is in it, or a file with secrets")}
 	}
 	return rows
 }

@@ -48,7 +48,7 @@ func Diagnose(f *Facts) []Row {
 	for _, check := range []func(*Facts) []Row{
 		checkDaemon, checkNamespaces, checkBPF, checkInterfaces, checkPassedUp,
 		checkListeners, checkPorts, checkFirewall, checkReversePath, checkBuffers,
-		checkFiles, checkClock, checkDisk, checkPermissions,
+		checkFiles, checkClock, checkDisk, checkAccess, checkPrivate,
 	} {
 		rows = append(rows, check(f)...)
 	}

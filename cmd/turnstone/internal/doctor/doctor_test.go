@@ -223,8 +223,8 @@ func TestChecks(t *testing.T) {
 		"SyncUntold":  {func(f *Facts) { f.Disk.Value.SyncErr = denied }, "disk-sync", "", Skip, "may not", "as root"},
 		"DataDenied":  {func(f *Facts) { f.DataOwner.Value = Access{UID: 100, User: 1000, Error: unix.EACCES} }, "data-access", "", Fail, "belongs to user 100", "chown -R 1000 /var/lib/turnstone"},
 		"DataStrange": {func(f *Facts) { f.DataOwner.Value = Access{UID: 100, Strangers: []string{"log.db"}} }, "data-access", "", Warn, "log.db to others", "chown -R 100"},
-		"DataOpen":    {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone", "0755"}} }, "data-private", "", Warn, "mode 0755", "chmod go= /var/lib/turnstone"},
-		"KeysOpen":    {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone/keys/nonce", "0644"}} }, "data-private", "", Fail, "nonce", "chmod go="},
+		"DataOpen":    {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone", "0755", "go"}} }, "data-private", "", Warn, "mode 0755", "chmod go= /var/lib/turnstone"},
+		"KeysOpen":    {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone/keys/nonce", "0644", "go"}} }, "data-private", "", Fail, "nonce", "chmod go="},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()
@@ -350,7 +350,7 @@ func TestKernelOff(t *testing.T) {
 			t.Errorf("got %+v, want no word of that", r)
 		}
 	}
-	f.Open = []Open{{"/var/lib/turnstone/keys/nonce", "0644"}}
+	f.Open = []Open{{"/var/lib/turnstone/keys/nonce", "0644", "go"}}
 	if !Failed(Diagnose(f)) {
 		t.Error("keys that others may read: got no failure")
 	}

@@ -128,6 +128,7 @@ type Disk struct {
 type Open struct {
 	Path string
 	Mode string
+	To   string // to whom: o for others, go for the group too
 }
 
 // Access says whether the data directory can be used.

@@ -99,27 +99,27 @@ func owner(info fs.FileInfo) uint32 {
 // readable are the files that other users can come to and read: those in the data directory if it lets them in, and
 // those that are named, which a group may read.
 func readable(data string, private []string) (out []Open) {
-	look := func(path string, bits fs.FileMode) bool {
+	look := func(path, to string, bits fs.FileMode) bool {
 		info, err := os.Stat(path)
 		if err != nil || info.Mode().Perm()&bits == 0 {
 			return false
 		}
-		out = append(out, Open{Path: path, Mode: fmt.Sprintf("%#o", info.Mode().Perm())})
+		out = append(out, Open{Path: path, Mode: fmt.Sprintf("%#o", info.Mode().Perm()), To: to})
 		return true
 	}
-	if look(data, 0o077) {
+	if look(data, "go", 0o077) {
 		_ = filepath.WalkDir(data, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || path == data || d.Type()&fs.ModeSocket != 0 {
 				return nil //nolint:nilerr // what cannot be seen is left out
 			}
-			if !look(path, 0o077) && d.IsDir() {
+			if !look(path, "go", 0o077) && d.IsDir() {
 				return fs.SkipDir
 			}
 			return nil
 		})
 	}
 	for _, path := range private {
-		look(path, 0o007)
+		look(path, "o", 0o007)
 	}
 	return out
 }

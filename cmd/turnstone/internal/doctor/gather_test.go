@@ -117,7 +117,7 @@ func TestLookAtThisHost(t *testing.T) {
 		want(t, find(t, rows, "firewall", ""), OK, "no rules", "")
 		want(t, find(t, rows, "rp-filter", ""), OK, "", "")
 		want(t, find(t, rows, "disk-room", ""), OK, "free of", "")
-		want(t, find(t, rows, "data-access", ""), OK, "writeable", "")
+		want(t, find(t, rows, "data-access", ""), OK, "can be written", "")
 		if _, err := os.Stat(filepath.Join(kernel.DefaultRoot, fmt.Sprintf("doctor-%d", os.Getpid()))); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("looking left pins behind: %v", err)
 		}
