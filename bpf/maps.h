@@ -116,6 +116,12 @@ volatile const __u16 relay_first;		     /* host order; 0: none */
 volatile const __u16 relay_last;
 volatile const __u32 cpu_count; /* possible CPUs */
 
+/*
+ * Has a record taken whose key is another's: the test of recycled slots shows by it that it would
+ * notice. Nothing else sets it.
+ */
+volatile const __u8 unkeyed;
+
 /* For the generator, which takes only types that something has. */
 const enum verdict *verdict_type __attribute__((unused));
 const enum flow_kind *flow_kind_type __attribute__((unused));

@@ -106,7 +106,7 @@ static __always_inline enum verdict find(__u8 family, union key *k, struct flow 
 		return VERDICT_MISS;
 	struct flow *f = record(ref);
 
-	if (!f || !(family == 4 ? keyed4(f, &k->v4) : keyed6(f, &k->v6)))
+	if (!f || !(unkeyed || (family == 4 ? keyed4(f, &k->v4) : keyed6(f, &k->v6))))
 		return VERDICT_STALE;
 	*found = f;
 	*slot = ref->slot;

@@ -191,6 +191,7 @@ const (
 	TurnstoneVarListenerPorts = "listener_ports"
 	TurnstoneVarRelayFirst    = "relay_first"
 	TurnstoneVarRelayLast     = "relay_last"
+	TurnstoneVarUnkeyed       = "unkeyed"
 	TurnstoneVarVerdictType   = "verdict_type"
 )
 
@@ -267,6 +268,7 @@ type TurnstoneVariableSpecs struct {
 	ListenerPorts *ebpf.VariableSpec `ebpf:"listener_ports"`
 	RelayFirst    *ebpf.VariableSpec `ebpf:"relay_first"`
 	RelayLast     *ebpf.VariableSpec `ebpf:"relay_last"`
+	Unkeyed       *ebpf.VariableSpec `ebpf:"unkeyed"`
 	VerdictType   *ebpf.VariableSpec `ebpf:"verdict_type"`
 }
 
@@ -330,6 +332,7 @@ type TurnstoneVariables struct {
 	ListenerPorts *ebpf.Variable `ebpf:"listener_ports"`
 	RelayFirst    *ebpf.Variable `ebpf:"relay_first"`
 	RelayLast     *ebpf.Variable `ebpf:"relay_last"`
+	Unkeyed       *ebpf.Variable `ebpf:"unkeyed"`
 	VerdictType   *ebpf.Variable `ebpf:"verdict_type"`
 }
 

@@ -18,10 +18,17 @@ var testSettings = Settings{ListenerPorts: []uint16{3478, 5349}, RelayFirst: 491
 // load loads the program with maps of its own, not attached.
 func load(t testing.TB, sizes Sizes, settings Settings) *bpf.TurnstoneObjects {
 	t.Helper()
+	return loadWith(t, sizes, settings, func(*ebpf.CollectionSpec) {})
+}
+
+// loadWith is load of what edit makes of the program.
+func loadWith(t testing.TB, sizes Sizes, settings Settings, edit func(*ebpf.CollectionSpec)) *bpf.TurnstoneObjects {
+	t.Helper()
 	spec, err := blueprint(sizes, settings)
 	if err != nil {
 		t.Fatal(err)
 	}
+	edit(spec)
 	var o bpf.TurnstoneObjects
 	options := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}}
 	err = spec.LoadAndAssign(&o, &options)
