@@ -30,11 +30,20 @@ func TestDifferential(t *testing.T) {
 	}
 	t.Logf("%d frames, TURNSTONE_SEED=%d", frames, seed)
 	l := newLab(t, Sizes{Channels: 512, Allocations: 8, Listeners: 8})
-	w := newWorld(l, rand.New(rand.NewPCG(seed, 0)))
+	random := rand.New(rand.NewPCG(seed, 0))
+	listening := l.listen()
+	var w *world
 	var verdicts [Verdicts]int
 	paths := map[path]int{}
 	live := 0
 	for i := range frames {
+		if i%worldFrames == 0 {
+			l.clear()
+			w = newWorld(l, random, listening)
+			for _, p := range w.paths {
+				paths[p] += 0
+			}
+		}
 		f, a := w.frame()
 		o := l.hold(a)
 		verdicts[o.verdict]++
@@ -54,18 +63,23 @@ func TestDifferential(t *testing.T) {
 	if 2*live < frames {
 		t.Errorf("%d of %d frames hit a live flow, want half", live, frames)
 	}
+	enough := min(1000, frames/1000)
 	for v, n := range verdicts {
 		t.Logf("%-14v %8d", Verdict(v), n)
-		if n < 1000 && (Verdict(v) != VerdictHeadroom || l.bareRoom) {
-			t.Errorf("%v: %d frames, want 1000", Verdict(v), n)
+		if n < enough && (Verdict(v) != VerdictHeadroom || l.bareRoom) {
+			t.Errorf("%v: %d frames, want %d", Verdict(v), n, enough)
 		}
 	}
-	for _, p := range w.paths {
-		if paths[p] < 1000 {
-			t.Errorf("path %v: %d frames, want 1000", p, paths[p])
+	for p, n := range paths {
+		t.Logf("%-14v IPv%d to IPv%d to IPv%d %8d", p.verdict, 4+2*p.arrives, 4+2*p.middle, 4+2*p.leaves, n)
+		if n < enough {
+			t.Errorf("path %v: %d frames, want %d", p, n, enough)
 		}
 	}
 }
+
+// worldFrames is how many frames there are for the flows of one world.
+const worldFrames = 500_000
 
 // path is a way through the relay: families it arrives, is relayed and leaves by.
 type path struct {
@@ -82,9 +96,9 @@ type world struct {
 	guards []netip.AddrPort
 }
 
-func newWorld(l *lab, random *rand.Rand) *world {
+// newWorld makes one; a socket listens on the port live.
+func newWorld(l *lab, random *rand.Rand, live uint16) *world {
 	w := &world{lab: l, Rand: random, paths: map[*modelFlow]path{}}
-	live := l.listen()
 	for round := range 12 {
 		for _, verdict := range []Verdict{VerdictToPeer, VerdictToClient, VerdictToChannel} {
 			for bits := range 8 {

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -79,6 +80,9 @@ func (n *network) active(h *netlink.Handle, l netlink.Link) {
 		now, err := h.LinkByIndex(l.Attrs().Index)
 		n.must(err)
 		own, err := h.AddrList(l, unix.AF_INET6) // its link-local address, which solicits
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			continue
+		}
 		n.must(err)
 		if now.Attrs().OperState == netlink.OperUp && len(own) > 0 && own[0].Flags&unix.IFA_F_TENTATIVE == 0 {
 			return
