@@ -21,6 +21,7 @@ type attachment struct {
 	link   Link
 	mode   XDPMode // empty: it is not
 	reason Reason  // why not
+	taken  bool    // by a program of somebody else's
 	pinned link.Link
 }
 
@@ -52,7 +53,7 @@ func (s *attachments) plan(wanted []Link) {
 			a = &attachment{}
 			s.at[l.Index] = a
 		}
-		a.link, a.reason = l, s.unfit(l)
+		a.link, a.reason, a.taken = l, s.unfit(l), false
 	}
 	for i, a := range s.at {
 		if !keep[i] {
@@ -142,6 +143,7 @@ func (s *attachments) attachOne(a *attachment) error {
 		return err
 	}
 	if len(attached) > 0 {
+		a.taken = true
 		return fmt.Errorf("another program (id %d) has it, and is left alone", attached[0].Program)
 	}
 	var errs []error
@@ -242,15 +244,35 @@ func (s *attachments) detach(a *attachment) {
 	_ = s.egress.Delete(slotOf(a.link.Index))
 }
 
+// vacated says whether somebody else's program has gone from an interface that was left to it.
+func (s *attachments) vacated() bool {
+	for _, a := range s.at {
+		if !a.taken {
+			continue
+		}
+		if attached, err := s.router.XDP(a.link.Index); err == nil && len(attached) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// placed says whether the program's maps have an interface as place put it there.
+func (s *attachments) placed(a *attachment) bool {
+	var known bpf.TurnstoneInterface
+	var out uint32
+	slot, ifindex := slotOf(a.link.Index), uint32(a.link.Index)
+	return s.ifs.Lookup(slot, &known) == nil && known.Mac == a.link.MAC && known.Ifindex == ifindex &&
+		s.egress.Lookup(slot, &out) == nil && out == ifindex
+}
+
 // check finds links that were detached or unpinned behind our back, and restores them.
 func (s *attachments) check() (links, pins drift) {
 	for _, a := range s.at {
 		if a.pinned == nil {
 			continue
 		}
-		var now bpf.TurnstoneInterface
-		slot := slotOf(a.link.Index)
-		if s.ifs.Lookup(slot, &now) != nil || now.Mac != a.link.MAC || now.Ifindex != uint32(a.link.Index) {
+		if !s.placed(a) {
 			links.changed++
 			if err := s.place(a); err != nil {
 				a.reason = Reason(err.Error())

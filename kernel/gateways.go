@@ -107,30 +107,25 @@ func (g *gateways) release(number uint32) {
 	delete(g.taken, number)
 }
 
-// resolve brings the next hop of via up to what the host says. It says whether the program's changed.
-func (g *gateways) resolve(via Gateway, h Hop, why Reason) bool {
+// resolve brings the next hop of via up to what the host says.
+func (g *gateways) resolve(via Gateway, h Hop, why Reason) {
 	w := g.of[via]
 	if w == nil {
-		return false
+		return
 	}
 	var next bpf.TurnstoneNextHop
 	if why == "" {
 		next, why = g.form(h)
 	}
 	w.reason = why
-	if why != "" {
-		if w.hop == 0 {
-			return false
-		}
-		g.point(w, 0)
-		return true
-	}
-	if w.hop != 0 && g.t.hops[w.hop] == next {
+	switch {
+	case why == "" && w.hop != 0 && g.t.hops[w.hop] == next:
 		w.entry = next
-		return false
+	case why == "":
+		g.place(w, next)
+	case w.hop != 0:
+		g.point(w, 0)
 	}
-	g.place(w, next)
-	return true
 }
 
 // place moves w to a hop that is next, or to none where there is no room for it.

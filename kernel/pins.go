@@ -49,6 +49,14 @@ func openPins(root, instance string) (*pins, error) {
 	if err := errors.Join(os.MkdirAll(root, 0o711), os.MkdirAll(dir, 0o700)); err != nil {
 		return nil, fmt.Errorf("make the directory of pins: %w", err)
 	}
+	lock, err := lockDirectory(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &pins{dir: dir, lock: lock}, nil
+}
+
+func lockDirectory(dir string) (*os.File, error) {
 	lock, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open the directory of pins: %w", err)
@@ -56,7 +64,28 @@ func openPins(root, instance string) (*pins, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(&InUseError{dir}, lock.Close())
 	}
-	return &pins{dir: dir, lock: lock}, nil
+	return lock, nil
+}
+
+// relock takes the lock anew where somebody removed the directory that was locked.
+func (p *pins) relock() error {
+	held, err := p.lock.Stat()
+	if err != nil {
+		return fmt.Errorf("look at the directory of pins: %w", err)
+	}
+	if now, err := os.Stat(p.dir); err == nil && os.SameFile(held, now) {
+		return nil
+	}
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return fmt.Errorf("make the directory of pins: %w", err)
+	}
+	lock, err := lockDirectory(p.dir)
+	if err != nil {
+		return err
+	}
+	err = p.lock.Close()
+	p.lock = lock
+	return err
 }
 
 // mountBPF mounts a BPF file system at dir unless one is there.
@@ -181,6 +210,9 @@ func (p *pins) pinProgram(prog *ebpf.Program, layout [32]byte) error {
 
 // repin pins again what somebody unpinned, and says how many names that were.
 func (p *pins) repin(o *bpf.TurnstoneObjects, layout [32]byte) (n uint64, err error) {
+	if err := p.relock(); err != nil {
+		return 0, err
+	}
 	dir := p.version(layout)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return 0, fmt.Errorf("make the directory of maps: %w", err)

@@ -263,15 +263,15 @@ func (d *Datapath) wake() {
 func (d *Datapath) tick() {
 	d.ticks++
 	d.repair("record", d.r.checkRecords())
-	links, pins := d.attached.check()
 	n, err := d.pins.repin(d.objects, d.layout)
 	if err != nil {
 		d.log.Warn().Err(err).Msg("maps could not be pinned again")
 	}
+	links, pins := d.attached.check()
 	pins.added += n
 	d.repair("link", links)
 	d.repair("pin", pins)
-	if links.added > 0 {
+	if links.added > 0 || d.attached.vacated() {
 		d.relink()
 	}
 	switch {
