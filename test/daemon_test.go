@@ -279,6 +279,7 @@ func (d *daemon) allocations() map[string]allocation {
 // event is a line of turnstone log dump.
 type event struct {
 	Seq   uint64         `json:"seq"`
+	Time  time.Time      `json:"time"`
 	Kind  string         `json:"kind"`
 	Event map[string]any `json:"event"`
 }

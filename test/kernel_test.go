@@ -124,12 +124,15 @@ func checksumsBySoftware(name string) error {
 	return nil
 }
 
+// passProgram passes everything.
+var passProgram = &ebpf.ProgramSpec{
+	Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+	Flags: unix.BPF_F_XDP_HAS_FRAGS,
+}
+
 // passAll attaches a program that passes everything to name, for as long as the test runs.
 func passAll(t *testing.T, name string) error {
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
-		Flags: unix.BPF_F_XDP_HAS_FRAGS,
-	})
+	p, err := ebpf.NewProgram(passProgram)
 	if err != nil {
 		return err
 	}
@@ -490,83 +493,6 @@ func TestKernelRelaysOnWhileTheDaemonIsDead(t *testing.T) {
 }
 
 func (c *talker) sentSoFar() int { return c.heardBack() }
-
-func TestKernelIsRepaired(t *testing.T) {
-	l := newLab(t)
-	d := l.start()
-	c := l.dial(labClient4+":5001", labServer4+":3478", labPeer4+":6001", 0x4001, 1)
-	d.offloaded(3)
-	versions, err := filepath.Glob(filepath.Join(pinsRoot, l.instance, "v*"))
-	if err != nil || len(versions) != 1 {
-		t.Fatalf("got layouts %v (%v), want one", versions, err)
-	}
-	links, err := filepath.Glob(filepath.Join(pinsRoot, l.instance, "link-*"))
-	if err != nil || len(links) != 2 {
-		t.Fatalf("got links %v (%v), want two", links, err)
-	}
-	index := openMap(t, filepath.Join(versions[0], "index4"))
-	flows := openMap(t, filepath.Join(versions[0], "flows"))
-	for what, damage := range map[string]func() error{
-		"an index entry is deleted": func() error {
-			var key []byte
-			if err := index.NextKey(nil, &key); err != nil {
-				return err
-			}
-			return index.Delete(key)
-		},
-		"a record is edited": func() error {
-			var slot uint32
-			record := make([]byte, flows.ValueSize())
-			for slot = 1; ; slot++ {
-				if err := flows.Lookup(slot, record); err != nil {
-					return err
-				}
-				if record[4] == 1 { // ChannelData of a client
-					break
-				}
-			}
-			record[56]++
-			return flows.Put(slot, record)
-		},
-		"a link is detached": func() error {
-			on, err := link.LoadPinnedLink(links[0], nil)
-			if err != nil {
-				return err
-			}
-			defer on.Close()
-			return on.Detach()
-		},
-		"a pin is removed":       func() error { return os.Remove(links[1]) },
-		"a map's pin is removed": func() error { return os.Remove(filepath.Join(versions[0], "meters")) },
-	} {
-		before := d.kernel().Drift
-		if err := damage(); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		eventually(t, what+", and that is repaired", func() error {
-			if now := d.kernel().Drift; now == before {
-				return fmt.Errorf("drift is still %+v", now)
-			}
-			return nil
-		})
-		c.talk(50, func(int) int { return 100 })
-		d.wantSound()
-	}
-	repaired := strings.Count(d.ask("log", "dump", "-o", "jsonl"), `"kind":"DriftRepaired"`)
-	if repaired < 5 {
-		t.Errorf("the log has %d repairs, want 5", repaired)
-	}
-}
-
-func openMap(t *testing.T, name string) *ebpf.Map {
-	t.Helper()
-	m, err := ebpf.LoadPinnedMap(name, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.Close() })
-	return m
-}
 
 func TestKernelLeavesForeignProgramsAlone(t *testing.T) {
 	l := newLab(t)
