@@ -90,6 +90,11 @@ func (p *Policy) Permits(a netip.Addr) bool {
 	return v == Unlisted || v == Allowed
 }
 
+// SpecialNetwork says whether all of p is forbidden as [Special].
+func SpecialNetwork(p netip.Prefix) bool {
+	return slices.ContainsFunc(forbidden, func(f netip.Prefix) bool { return f.Bits() <= p.Bits() && f.Contains(p.Addr()) })
+}
+
 // AllowsExactly says whether an allow entry names just a (a /32 or /128): only
 // such an entry opens the host's own services.
 func (p *Policy) AllowsExactly(a netip.Addr) bool {

@@ -246,3 +246,14 @@ func TestClose(t *testing.T) {
 		t.Errorf("got %d allocations and %d answers, want 0 and that of the Allocate", c.state.Len(), len(c.state.Image().Answers))
 	}
 }
+
+func TestSpecialNetwork(t *testing.T) {
+	for text, want := range map[string]bool{
+		"10.0.0.0/8": true, "10.1.2.3/32": true, "fd00::/8": true, "0.0.0.0/8": true,
+		"0.0.0.0/0": false, "10.0.0.0/7": false, "192.0.2.0/24": false, "::/0": false, "2001:db8::/32": false,
+	} {
+		if got := SpecialNetwork(netip.MustParsePrefix(text)); got != want {
+			t.Errorf("%s: got %v, want %v", text, got, want)
+		}
+	}
+}

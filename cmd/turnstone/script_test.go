@@ -2,17 +2,24 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/csv"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -59,6 +66,7 @@ func TestScript(t *testing.T) {
 			"exits": exits, "port": port, "await": await, "signal": signalDaemon, "allocate": allocate,
 			"get": get, "damage": damage, "emptydb": emptyDB, "absent": absent, "reports": reports,
 			"absentkeys": absentKeys, "awaitlog": awaitLog, "awaittext": awaitText, "awaitsocket": awaitSocket, "credential": credential, "demo": demo,
+			"recipe": recipe,
 		},
 	})
 }
@@ -279,6 +287,44 @@ func credential(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Setenv(args[0], rows[1][0])
 	ts.Setenv(args[1], rows[1][1])
+}
+
+var (
+	recipeAddress = regexp.MustCompile(`(?m)^(listening-ip|relay-ip|external-ip)=.*$`)
+	recipePort    = regexp.MustCompile(`(?m)^(tls-)?listening-port=.*$`)
+	recipeFile    = regexp.MustCompile(`(?m)^(cert|pkey)=.*$`)
+)
+
+// recipe NAME PORT TLSPORT: NAME.conf is the recipe for coturn of that name, with the addresses of the
+// loopback, the ports, and a certificate that exists.
+func recipe(ts *testscript.TestScript, _ bool, args []string) {
+	b, err := os.ReadFile(filepath.Join("internal", "coturn", "testdata", args[0]+".conf"))
+	ts.Check(err)
+	text := recipeAddress.ReplaceAllString(string(b), "$1=127.0.0.1")
+	text = recipePort.ReplaceAllString(text, "")
+	certificate, key := selfSigned(ts)
+	ts.Check(os.WriteFile(ts.MkAbs("cert.pem"), certificate, 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs("pkey.pem"), key, 0o600))
+	text = recipeFile.ReplaceAllString(text, "$1=$1.pem")
+	text += "listening-port=" + args[1] + "\ntls-listening-port=" + args[2] + "\n"
+	if !strings.Contains(text, "listening-ip=") {
+		text += "listening-ip=127.0.0.1\n"
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".conf"), []byte(text), 0o600))
+}
+
+// selfSigned is a certificate of 127.0.0.1 and its key, PEM.
+func selfSigned(ts *testscript.TestScript) (certificate, key []byte) {
+	pair, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &pair.PublicKey, pair)
+	ts.Check(err)
+	private, err := x509.MarshalPKCS8PrivateKey(pair)
+	ts.Check(err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
 }
 
 // demo DIR PASSWORD: the variable is set to the password of the demo user.

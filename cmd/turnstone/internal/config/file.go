@@ -17,6 +17,11 @@ func readFile(c *Config, file string, origins Origins) error {
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
 	}
+	return decode(c, file, b, origins)
+}
+
+// decode reads the text of a file.
+func decode(c *Config, file string, b []byte, origins Origins) error {
 	if err := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields().Decode(c); err != nil {
 		return fileError(file, string(b), err)
 	}

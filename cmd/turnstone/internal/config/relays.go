@@ -13,8 +13,8 @@ import (
 )
 
 // relays are the relay addresses, and what stands for them outside.
-func (c *Config) relays(own []netip.Addr, listeners []relay.Listener, p *problems) []turn.Relay {
-	out, err := c.relayAddresses(own, listeners)
+func (c *Config) relays(h host, listeners []relay.Listener, p *problems) []turn.Relay {
+	out, err := c.relayAddresses(h, listeners)
 	p.check("relay-ip", err)
 	if err == nil {
 		p.check("external-ip", external(out, c.ExternalIP))
@@ -22,7 +22,7 @@ func (c *Config) relays(own []netip.Addr, listeners []relay.Listener, p *problem
 	return out
 }
 
-func (c *Config) relayAddresses(own []netip.Addr, listeners []relay.Listener) ([]turn.Relay, error) {
+func (c *Config) relayAddresses(h host, listeners []relay.Listener) ([]turn.Relay, error) {
 	var out []turn.Relay
 	for _, s := range c.RelayIP {
 		a, err := netip.ParseAddr(s)
@@ -33,7 +33,7 @@ func (c *Config) relayAddresses(own []netip.Addr, listeners []relay.Listener) ([
 		if slices.ContainsFunc(out, func(r turn.Relay) bool { return r.IP.Is4() == a.Is4() }) {
 			return nil, fmt.Errorf("%s is the second address of its family, one is possible", s)
 		}
-		if err := bindable(a); err != nil {
+		if err := h.bindable(a); err != nil {
 			return nil, err
 		}
 		out = append(out, turn.Relay{IP: a, External: a})
@@ -42,7 +42,7 @@ func (c *Config) relayAddresses(own []netip.Addr, listeners []relay.Listener) ([
 		return out, nil
 	}
 	for _, v4 := range []bool{true, false} {
-		if a := likelyRelay(own, listeners, v4); a.IsValid() {
+		if a := likelyRelay(h.own, listeners, v4); a.IsValid() {
 			out = append(out, turn.Relay{IP: a, External: a})
 		}
 	}

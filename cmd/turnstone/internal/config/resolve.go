@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,21 +51,31 @@ func (p *problems) check(key string, err error) {
 
 // Resolve checks c and works out what it means. The error names every setting that is wrong.
 func (c *Config) Resolve() (Resolved, error) {
+	own, err := hostAddresses()
+	if err != nil {
+		return Resolved{}, err
+	}
+	return c.resolve(host{own: own, bindable: bindable})
+}
+
+// host is where a configuration is to be in force.
+type host struct {
+	own      []netip.Addr
+	bindable func(netip.Addr) error
+}
+
+func (c *Config) resolve(h host) (Resolved, error) {
 	r := Resolved{
 		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, Kernel: c.Kernel, Cap: turn.NewCap(uint64(max(c.Limits.MaxBandwidth, 0))),
 		Data: c.DataDir(), AdminSocket: c.Socket(), LogFormat: c.Log.Format, Digest: c.digest(),
 		Metrics: c.Metrics, MetricsSet: c.Metrics != DefaultMetrics,
 	}
-	own, err := hostAddresses()
-	if err != nil {
-		return r, err
-	}
 	var p problems
-	r.Listeners = c.listeners(own, &p)
+	r.Listeners = c.listeners(h.own, &p)
 	listens := len(p) == 0
-	r.Rules = c.rules(own, r.Listeners, &p)
+	r.Rules = c.rules(h.own, r.Listeners, &p)
 	if listens { // the relay addresses follow from the listeners
-		r.Rules.Relays = c.relays(own, r.Listeners, &p)
+		r.Rules.Relays = c.relays(h, r.Listeners, &p)
 	}
 	r.Gate = c.gate(&p)
 	r.Demo = len(r.Gate.Users) == 0 && len(r.Gate.Secrets) == 0
@@ -81,7 +92,8 @@ func (c *Config) Resolve() (Resolved, error) {
 	if err := errors.Join(p...); err != nil {
 		return r, err
 	}
-	r.Level, err = zerolog.ParseLevel(c.Log.Level)
+	level, err := zerolog.ParseLevel(c.Log.Level)
+	r.Level = level
 	return r, err
 }
 
