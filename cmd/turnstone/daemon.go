@@ -44,6 +44,7 @@ type served struct {
 	clock     func() turn.Moment
 	started   time.Time
 	drained   atomic.Bool
+	users     usersState
 	reload    sync.Mutex // one reload at a time
 }
 

@@ -66,7 +66,7 @@ func TestScript(t *testing.T) {
 			"exits": exits, "port": port, "await": await, "signal": signalDaemon, "allocate": allocate,
 			"get": get, "damage": damage, "emptydb": emptyDB, "absent": absent, "reports": reports,
 			"absentkeys": absentKeys, "awaitlog": awaitLog, "awaittext": awaitText, "awaitsocket": awaitSocket, "credential": credential, "demo": demo,
-			"recipe": recipe,
+			"recipe": recipe, "mode": mode, "awaitget": awaitGet,
 		},
 	})
 }
@@ -287,6 +287,28 @@ func credential(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Setenv(args[0], rows[1][0])
 	ts.Setenv(args[1], rows[1][1])
+}
+
+// mode FILE OCTAL: the file has these permissions.
+func mode(ts *testscript.TestScript, _ bool, args []string) {
+	info, err := os.Stat(ts.MkAbs(args[0]))
+	ts.Check(err)
+	if got := fmt.Sprintf("%o", info.Mode().Perm()); got != args[1] {
+		ts.Fatalf("%s has mode %s, want %s", args[0], got, args[1])
+	}
+}
+
+// awaitGet URL TEXT...: what a GET yields has a line of the texts, with a space between them.
+func awaitGet(ts *testscript.TestScript, _ bool, args []string) {
+	want := strings.Join(args[1:], " ")
+	until(ts, "await "+want, func() bool {
+		resp, err := http.Get(args[0])
+		ts.Check(err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		ts.Check(err)
+		return strings.Contains(string(body), "\n"+want+"\n")
+	})
 }
 
 var (

@@ -141,6 +141,7 @@ func (d *served) run(ctx context.Context, cause func() string, sealed uint64, de
 	group.Go(func() error { return admin.NewServer(d, d.store, d.clock).Serve(aside, socket) })
 	group.Go(func() error { return ignoreEnd(d.store.Background(aside, sealed, d.relay.Record)) })
 	group.Go(func() error { return d.watchSignals(aside) })
+	group.Go(func() error { return d.watchUsers(aside) })
 	if web != nil {
 		group.Go(func() error { return serveMetrics(aside, web, d.sources()) })
 	}

@@ -36,6 +36,7 @@ type Auth struct {
 	Secrets         []string `toml:"secrets" flag:"auth-secret" arg:"SECRET" env:"AUTH_SECRETS" secret:"true" doc:"Secrets of time-limited credentials (TURN REST). Several, so that one can be rotated in before the other goes."`
 	NonceLifetime   Duration `toml:"nonce-lifetime" flag:"nonce-lifetime" arg:"DURATION" env:"NONCE_LIFETIME" doc:"For how long a nonce is good."`
 	CredentialGrace Duration `toml:"credential-grace" flag:"credential-grace" arg:"DURATION" env:"CREDENTIAL_GRACE" doc:"For how long past its expiry a time-limited credential may still refresh what it holds; unlimited for as long as it likes."`
+	UsersFile       string   `toml:"users-file" flag:"users-file" arg:"PATH" env:"USERS_FILE" doc:"File of users with their keys, mode 0600, which turnstone user add and remove change. It is read again within two seconds of a change; while it is wrong, the users before are in force."`
 }
 
 // Peers says who may be reached through the relay.

@@ -2,6 +2,8 @@ package config
 
 import (
 	"net/netip"
+
+	"turnstone/cmd/turnstone/internal/users"
 )
 
 // CheckText checks the text of a file that may be meant for another host: all that
@@ -23,7 +25,10 @@ func (c *Config) elsewhere() host {
 			own = append(own, at.Addr())
 		}
 	}
-	return host{own: own, bindable: func(netip.Addr) error { return nil }}
+	return host{
+		own: own, bindable: func(netip.Addr) error { return nil },
+		users: func(string) ([]users.User, error) { return nil, nil },
+	}
 }
 
 // Transports are the transports that clients may be listened to over.

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"turnstone/cmd/turnstone/internal/users"
 	"turnstone/turn"
 	"turnstone/turn/relay"
 
@@ -35,6 +36,11 @@ type Resolved struct {
 	Kernel      Kernel
 	Level       zerolog.Level
 	LogFormat   string
+
+	UsersFile     string         // empty for none
+	UsersIdentity users.Identity // of the file that the users in Gate are from
+	static        []turn.User    // those of the configuration itself
+	digest        [32]byte       // without the file
 }
 
 // levels of the log.
@@ -55,20 +61,21 @@ func (c *Config) Resolve() (Resolved, error) {
 	if err != nil {
 		return Resolved{}, err
 	}
-	return c.resolve(host{own: own, bindable: bindable})
+	return c.resolve(host{own: own, bindable: bindable, users: users.Read})
 }
 
 // host is where a configuration is to be in force.
 type host struct {
 	own      []netip.Addr
 	bindable func(netip.Addr) error
+	users    func(path string) ([]users.User, error)
 }
 
 func (c *Config) resolve(h host) (Resolved, error) {
 	r := Resolved{
 		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, Kernel: c.Kernel, Cap: turn.NewCap(uint64(max(c.Limits.MaxBandwidth, 0))),
 		Data: c.DataDir(), AdminSocket: c.Socket(), LogFormat: c.Log.Format, Digest: c.digest(),
-		Metrics: c.Metrics, MetricsSet: c.Metrics != DefaultMetrics,
+		UsersFile: c.Auth.UsersFile, Metrics: c.Metrics, MetricsSet: c.Metrics != DefaultMetrics,
 	}
 	var p problems
 	r.Listeners = c.listeners(h.own, &p)
@@ -78,7 +85,9 @@ func (c *Config) resolve(h host) (Resolved, error) {
 		r.Rules.Relays = c.relays(h, r.Listeners, &p)
 	}
 	r.Gate = c.gate(&p)
-	r.Demo = len(r.Gate.Users) == 0 && len(r.Gate.Secrets) == 0
+	r.static, r.digest = r.Gate.Users, r.Digest
+	p.check("auth.users-file", r.readUsers(h.users))
+	r.Demo = len(r.Gate.Users) == 0 && len(r.Gate.Secrets) == 0 && r.UsersFile == ""
 	if r.Metrics == "off" {
 		r.Metrics = ""
 	}

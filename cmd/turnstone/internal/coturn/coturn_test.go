@@ -246,6 +246,7 @@ func TestWrongValues(t *testing.T) {
 		{"User", "user=alice", "turnserver.conf:1: user: it is not of the form NAME:PASSWORD"},
 		{"Key", "realm=r\nuser=alice:0x0123", "turnserver.conf:2: user: its key has not 32 hexadecimal digits"},
 		{"KeyWithoutRealm", "user=alice:0x0123456789abcdef0123456789abcdef", "turnserver.conf:1: user: its key holds for one realm only"},
+		{"UserCharacter", "user=alice:a\u00ad", "turnserver.conf:1: user: its name or password has a character"},
 		{"Secret", "static-auth-secret=", "turnserver.conf:1: static-auth-secret: it has no value"},
 		{"Control", "static-auth-secret=a\x01b", "turnserver.conf:1: static-auth-secret: its value is no text in UTF-8"},
 		{"Realm", `realm=a"b`, "turnserver.conf:1: realm: "},

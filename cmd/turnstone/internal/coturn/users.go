@@ -71,6 +71,9 @@ func user(t *translation, e *entry) (verdict, error) {
 			return verdict{}, errors.New("its key holds for one realm only, and the file has none")
 		}
 	}
+	if config.CheckText("the result", []byte("auth = { users = ["+quoted(s)+"] }")) != nil {
+		return verdict{}, errors.New("its name or password has a character that may not be in one, or is too long")
+	}
 	return commented(t.add("auth.users", e, s), e), nil
 }
 

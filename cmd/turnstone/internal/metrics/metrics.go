@@ -27,6 +27,8 @@ type Sources struct {
 	FreeBytes   func() int64
 	Kernel      func() (kernel.Status, bool) // false where userspace relays everything
 	Version     string
+	Users       func() int  // of the configuration and the file
+	UsersBroken func() bool // the file of users cannot be read
 }
 
 // Handler serves /metrics, /healthz and /readyz.
@@ -81,6 +83,8 @@ var (
 	replies     = desc("replies_total", "Replies by STUN error code, 0 for success.", "code")
 	commits     = desc("log_commits_total", "Records made durable.")
 	events      = desc("log_events_total", "Events made durable.")
+	users       = desc("users", "Users with a long-term credential.")
+	usersBroken = desc("users_file_broken", "1 while the file of users cannot be read, and the users before are in force.")
 	recoveries  = desc("log_recoveries_total", "Commits whose outcome was not known, after which the log was opened again.")
 
 	attached = desc("kernel_attached_interfaces", "Interfaces that have the XDP program.")
@@ -99,6 +103,7 @@ var (
 // descs are all metrics of the daemon's own.
 var descs = []*prometheus.Desc{
 	info, ready, draining, room, freeBytes, allocations, packets, bytes, dropped, requests, replies, commits, events, recoveries,
+	users, usersBroken,
 	attached, flowsIn, slots, used, absent, hops, lag, drift, failures, memory, verdicts,
 }
 
@@ -139,6 +144,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count(commits, n.Commits)
 	count(events, n.Events)
 	count(recoveries, n.Recoveries)
+	gauge(users, float64(c.Users()))
+	gauge(usersBroken, number(c.UsersBroken()))
 	if st, ok := c.Kernel(); ok {
 		collectKernel(st, gauge, count)
 	}

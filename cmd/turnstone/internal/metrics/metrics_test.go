@@ -19,6 +19,7 @@ func sources(ready bool, room turn.Room) Sources {
 		},
 		Ready: func() bool { return ready }, Draining: func() bool { return false }, Room: func() turn.Room { return room },
 		Allocations: func() int { return 11 }, FreeBytes: func() int64 { return 13 }, Version: "1.2.3",
+		Users: func() int { return 23 }, UsersBroken: func() bool { return true },
 		Kernel: func() (kernel.Status, bool) {
 			return kernel.Status{Flows: 4, Verdicts: []kernel.VerdictCounts{
 				{Verdict: "to-peer", Packets: 17, Bytes: 170}, {Verdict: "to-channel", Packets: 1, Bytes: 10}, {Verdict: "miss", Packets: 19},
@@ -46,6 +47,8 @@ func TestMetricsTellWhatIsCounted(t *testing.T) {
 		`turnstone_replies_total{code="401"} 7`,
 		`turnstone_kernel_verdicts_total{verdict="miss"} 19`,
 		`turnstone_kernel_flows 4`,
+		`turnstone_users 23`,
+		`turnstone_users_file_broken 1`,
 	} {
 		if !strings.Contains(body, want+"\n") {
 			t.Errorf("no line %s in\n%s", want, body)
