@@ -71,9 +71,15 @@ func (l *lab) unpin() {
 // without which what is sent natively would never arrive.
 func (l *lab) join(far *space, farAddrs []string, name string, nearAddrs []string) {
 	l.t.Helper()
+	l.joinAt(0, far, farAddrs, name, nearAddrs)
+}
+
+// joinAt is join with the index of the relay's interface, 0 for any.
+func (l *lab) joinAt(index int, far *space, farAddrs []string, name string, nearAddrs []string) {
+	l.t.Helper()
 	l.relay.do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "far0", PeerNamespace: netlink.NsFd(far.net),
+			LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}, PeerName: "far0", PeerNamespace: netlink.NsFd(far.net),
 		})
 	})
 	l.relay.do(func() error { return setUp(name, nearAddrs) })
@@ -611,22 +617,7 @@ func TestKernelFollowsTheNextHop(t *testing.T) {
 		// As a host does that gets another address: it says so to everybody (RFC 5227 section 2.3).
 		return announce(nic, mac, netip.MustParseAddr(labPeer4))
 	})
-	wantKernelAgain := func(what string) {
-		t.Helper()
-		eventually(t, what, func() error {
-			before, from := d.kernel(), c.heardBack()
-			c.say(100)
-			select {
-			case <-c.arrived:
-			case <-time.After(100 * time.Millisecond):
-			}
-			if after := d.kernel(); c.heardBack() == from || after.packets("to-peer") == before.packets("to-peer") {
-				return errors.New("not by the kernel")
-			}
-			return nil
-		})
-	}
-	wantKernelAgain("the kernel relays to the new address")
+	d.wantKernelAgain(c, "the kernel relays to the new address")
 	l.relay.do(func() error {
 		nic, err := netlink.LinkByName("relay1")
 		if err != nil {
@@ -634,8 +625,25 @@ func TestKernelFollowsTheNextHop(t *testing.T) {
 		}
 		return errors.Join(netlink.LinkSetDown(nic), netlink.LinkSetUp(nic))
 	})
-	wantKernelAgain("the kernel relays after the link was down")
+	d.wantKernelAgain(c, "the kernel relays after the link was down")
 	d.wantSound()
+}
+
+// wantKernelAgain waits until the kernel relays what c says, there and back.
+func (d *daemon) wantKernelAgain(c *talker, what string) {
+	d.t.Helper()
+	eventually(d.t, what, func() error {
+		before, from := d.kernel(), c.heardBack()
+		c.say(100)
+		select {
+		case <-c.arrived:
+		case <-time.After(100 * time.Millisecond):
+		}
+		if after := d.kernel(); c.heardBack() == from || after.packets("to-peer") == before.packets("to-peer") || after.packets("to-client") == before.packets("to-client") {
+			return errors.New("not by the kernel")
+		}
+		return nil
+	})
 }
 
 // announce sends a gratuitous ARP.
