@@ -208,6 +208,10 @@ func TestChecks(t *testing.T) {
 		"IPTablesDenied": {func(f *Facts) { f.Legacy.Err = denied }, "firewall-legacy", "", Skip, "root", "as root"},
 
 		"FewFiles": {func(f *Facts) { f.Process.Files.Value = Files{1024, 4096} }, "open-files", "", Warn, "4096 for this command, up to 16384", "LimitNOFILE"},
+		"FewFilesOfTheDaemon": {func(f *Facts) {
+			runs(f, kernel.XDPNative, "")
+			f.Process.Files.Value = Files{1000, 1 << 20}
+		}, "open-files", "", Warn, "1000 for the daemon (pid 17)", "LimitNOFILE"},
 		"PromisedFiles": {func(f *Facts) {
 			f.Process.Files.Value, f.Allocations = Files{1024, 4096}, 5000
 		}, "open-files", "", Fail, "limits.max-allocations = 5000", "ulimit -Hn 5256"},

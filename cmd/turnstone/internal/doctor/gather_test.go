@@ -369,8 +369,11 @@ func TestReadable(t *testing.T) {
 
 func TestParseFeatures(t *testing.T) {
 	names := make([]string, 40)
-	names[1], names[33], names[34] = "low", "high", "fixed"
+	names[1], names[33], names[34], names[35] = "low", "high", "fixed", "lacking"
 	got := parseFeatures(names, words(0, 1<<1, 0, 1<<1, 0, 1<<1|1<<2, 0, 1<<2, 1<<2))
+	if want := (Offload{Fixed: true}); got["lacking"] != want {
+		t.Errorf("what the device lacks: got %+v, want it off and fixed", got["lacking"])
+	}
 	if want := (Offload{On: true}); got["low"] != want {
 		t.Errorf("low: got %+v, want it on", got["low"])
 	}
@@ -380,8 +383,8 @@ func TestParseFeatures(t *testing.T) {
 	if want := (Offload{On: true, Fixed: true}); got["fixed"] != want {
 		t.Errorf("fixed: got %+v, want %+v", got["fixed"], want)
 	}
-	if len(got) != 3 {
-		t.Errorf("got %d features, want the 3 with names", len(got))
+	if len(got) != 4 {
+		t.Errorf("got %d features, want the 4 with names", len(got))
 	}
 }
 
