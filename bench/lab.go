@@ -25,6 +25,8 @@ type lab struct {
 	binary  string // of turnstone
 	number  int    // of servers started
 	log     *generatedLog
+
+	kernelTest string // the benchmarks of package kernel, once they are built
 }
 
 // newLab makes the lab. Its close removes what it made.

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"regexp"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -45,6 +46,7 @@ type options struct {
 	trains    bool
 	rate      int
 	profile   string
+	wait      time.Duration
 }
 
 func parse(args []string) (options, error) {
@@ -60,6 +62,7 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.trains, "trains", true, "bursts come as trains, as the receive offload of a network card joins them")
 	f.IntVar(&o.rate, "rate", 20000, "packets per second of the steady relaying")
 	f.StringVar(&o.profile, "profile", "", "record the relaying servers with perf into this directory")
+	f.DurationVar(&o.wait, "wait", 0, "before each run, wait at most so long until the machine is quiet")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}

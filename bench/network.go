@@ -102,10 +102,16 @@ func (n *network) wire() error {
 	return nil
 }
 
+// idleLink is where programs are attached that are only run.
+const idleLink = "idle"
+
 // endHost makes a host that has all addresses of many, behind one cable.
 func endHost(cable string, own, many netip.Prefix, gateway netip.Addr) error {
 	if err := up("lo"); err != nil {
 		return err
+	}
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: idleLink}, PeerName: idleLink + "1"}); err != nil {
+		return fmt.Errorf("make link %s: %w", idleLink, err)
 	}
 	if err := setAddress(cable, own); err != nil {
 		return err

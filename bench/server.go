@@ -51,7 +51,7 @@ func turnstoneCommand(l *lab, dir string) *exec.Cmd {
 		"--listen", "udp://"+listenAddress.String(), "--relay-ip", relayHost.Addr().String(),
 		"--relay-ports", fmt.Sprintf("%d-%d", firstRelayPort, lastRelayPort), "--realm", realm,
 		"--user", username+":"+password, "--allow-peer", peerAddresses.String(), "--data", filepath.Join(dir, "data"),
-		"--admin-socket", filepath.Join(dir, "admin.sock"), "--metrics", "off", "--kernel", "off", "--log-level", "warn")
+		"--admin-socket", filepath.Join(dir, "admin.sock"), "--metrics", "off", "--log-level", "warn", "--kernel", "off")
 }
 
 func turnstoneVersion(l *lab) string {
@@ -189,7 +189,11 @@ func (s *server) kill() error {
 
 // stop kills the process and removes what it kept.
 func (s *server) stop() error {
-	return errors.Join(s.kill(), os.RemoveAll(s.dir))
+	err := errors.Join(s.kill(), os.RemoveAll(s.dir))
+	if s.kind.name == kernelName {
+		err = errors.Join(err, removePins())
+	}
+	return err
 }
 
 // cpu is the processor time the process has used in all its threads.

@@ -13,6 +13,7 @@ import (
 type row struct {
 	Measurement string               `json:"measurement"`
 	Name        string               `json:"name"`
+	Columns     []string             `json:"columns"` // ours first
 	Unit        string               `json:"unit"`
 	Samples     map[string][]float64 `json:"samples"`
 	Medians     map[string]float64   `json:"medians"`
@@ -34,18 +35,19 @@ type table struct {
 
 func newTable() *table { return &table{} }
 
-// recorder adds the samples of one run of one measurement of one server.
+// recorder adds the samples of one run of one measurement to one column.
 type recorder struct {
 	t           *table
 	measurement string
-	server      string
+	columns     []string
+	server      string // or program: the column
 }
 
 // add adds a sample to the row of that name. goal may be nil.
 func (r recorder) add(name, unit string, v float64, g *goal) {
 	i := slices.IndexFunc(r.t.rows, func(x *row) bool { return x.Measurement == r.measurement && x.Name == name })
 	if i < 0 {
-		r.t.rows = append(r.t.rows, &row{Measurement: r.measurement, Name: name, Unit: unit, Samples: map[string][]float64{}, goal: g})
+		r.t.rows = append(r.t.rows, &row{Measurement: r.measurement, Columns: r.columns, Name: name, Unit: unit, Samples: map[string][]float64{}, goal: g})
 		i = len(r.t.rows) - 1
 	}
 	x := r.t.rows[i]
@@ -59,7 +61,7 @@ func (t *table) finish() {
 		for server, samples := range x.Samples {
 			x.Medians[server] = median(samples)
 		}
-		if x.goal == nil || len(x.Samples[turnstoneName]) == 0 {
+		if x.goal == nil || len(x.Samples[x.Columns[0]]) == 0 {
 			continue
 		}
 		met := x.goal.met(x)
@@ -83,12 +85,23 @@ func (t *table) write(w io.Writer, a about) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	last := ""
 	for _, x := range t.rows {
+		ours, others := x.Columns[0], x.Columns[1:]
 		if x.Measurement != last {
-			fmt.Fprintf(tw, "\n%s\tunit\tturnstone\tcoturn\tpion\tto coturn\tto pion\tgoal\n", strings.ToUpper(x.Measurement))
+			fmt.Fprintf(tw, "\n%s\tunit\t%s", strings.ToUpper(x.Measurement), strings.Join(x.Columns, "\t"))
+			for _, name := range others {
+				fmt.Fprintf(tw, "\tto %s", name)
+			}
+			fmt.Fprint(tw, "\tgoal\n")
 			last = x.Measurement
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", x.Name, x.Unit,
-			x.spread(turnstoneName), x.spread(coturnName), x.spread(pionName), x.ratio(coturnName), x.ratio(pionName), x.verdict())
+		fmt.Fprintf(tw, "%s\t%s\t%s", x.Name, x.Unit, x.spread(ours))
+		for _, name := range others {
+			fmt.Fprintf(tw, "\t%s", x.spread(name))
+		}
+		for _, name := range others {
+			fmt.Fprintf(tw, "\t%s", x.ratio(name))
+		}
+		fmt.Fprintf(tw, "\t%s\n", x.verdict())
 	}
 	return tw.Flush()
 }
@@ -105,10 +118,13 @@ func (x *row) spread(server string) string {
 	return fmt.Sprintf("%s (%s-%s)", short(x.Medians[server]), short(slices.Min(s)), short(slices.Max(s)))
 }
 
-// ratio is turnstone's median divided by the server's.
+// ours is the median of what is measured against the others.
+func (x *row) ours() float64 { return x.Medians[x.Columns[0]] }
+
+// ratio is ours divided by another's.
 func (x *row) ratio(server string) string {
-	ours, theirs := x.Medians[turnstoneName], x.Medians[server]
-	if len(x.Samples[turnstoneName]) == 0 || theirs == 0 {
+	ours, theirs := x.ours(), x.Medians[server]
+	if len(x.Samples[x.Columns[0]]) == 0 || theirs == 0 {
 		return "-"
 	}
 	return fmt.Sprintf("%.2fx", ours/theirs)
@@ -153,21 +169,21 @@ func quantile(samples []float64, q float64) float64 {
 	return s[min(int(q*float64(len(s))), len(s)-1)]
 }
 
-// atMost is a goal for turnstone's median itself.
+// atMost is a goal for our median itself.
 func atMost(limit float64, text string) *goal {
-	return &goal{text, func(r *row) bool { return r.Medians[turnstoneName] <= limit }}
+	return &goal{text, func(r *row) bool { return r.ours() <= limit }}
 }
 
-// atLeast is a goal for turnstone's median itself.
+// atLeast is a goal for our median itself.
 func atLeast(limit float64, text string) *goal {
-	return &goal{text, func(r *row) bool { return r.Medians[turnstoneName] >= limit }}
+	return &goal{text, func(r *row) bool { return r.ours() >= limit }}
 }
 
 // noFewer asks for no less than every peer that was measured.
 func noFewer() *goal {
 	return &goal{"no fewer than peers", func(r *row) bool {
 		for _, v := range r.Medians {
-			if r.Medians[turnstoneName] < v {
+			if r.ours() < v {
 				return false
 			}
 		}
@@ -178,6 +194,20 @@ func noFewer() *goal {
 // ofCoturn asks for at most a share of what coturn has; it is missed where coturn was not measured.
 func ofCoturn(share float64, text string) *goal {
 	return &goal{text, func(r *row) bool {
-		return len(r.Samples[coturnName]) > 0 && r.Medians[turnstoneName] <= share*r.Medians[coturnName]
+		return len(r.Samples[coturnName]) > 0 && r.ours() <= share*r.Medians[coturnName]
+	}}
+}
+
+// timesCoturn asks for at least a multiple of what coturn has; it is missed where coturn was not measured.
+func timesCoturn(n float64) *goal {
+	return &goal{fmt.Sprintf("%.0f times coturn", n), func(r *row) bool {
+		return len(r.Samples[coturnName]) > 0 && r.ours() >= n*r.Medians[coturnName]
+	}}
+}
+
+// noMoreThan asks for no more than another column has.
+func noMoreThan(column string) *goal {
+	return &goal{"no more than " + column, func(r *row) bool {
+		return len(r.Samples[column]) > 0 && r.ours() <= r.Medians[column]
 	}}
 }

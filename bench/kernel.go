@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names of columns where turnstone relays in two ways.
+const (
+	kernelName    = "kernel"
+	userspaceName = "userspace"
+)
+
+// byKernel is turnstone with its program in the kernel. It leaves pins, which stop removes.
+var byKernel = kind{kernelName, kernelCommand, turnstoneVersion}
+
+const pinsRoot = "/sys/fs/bpf/turnstone"
+
+// instance names the pins of this run.
+func instance() string { return fmt.Sprintf("bench-%d", os.Getpid()) }
+
+func kernelCommand(l *lab, dir string) *exec.Cmd {
+	c := turnstoneCommand(l, dir)
+	c.Args = append(c.Args, "--kernel", "required", "--xdp", "native", "--kernel-instance", instance(), "--kernel-max-channels", "65536")
+	return c
+}
+
+// removePins ends the relaying of a dead server.
+func removePins() error { return os.RemoveAll(filepath.Join(pinsRoot, instance())) }
+
+// kernelStatus is what turnstone says of the kernel's side.
+type kernelStatus struct {
+	Lag        uint64
+	Flows      int
+	Unresolved int
+	Verdicts   []struct {
+		Verdict string
+		Packets int
+	}
+}
+
+func (s *server) kernelStatus(ctx context.Context, l *lab) (st kernelStatus, err error) {
+	out, err := command(ctx, exec.Command(l.binary, "kernel", "status", "-o", "json", "--admin-socket", filepath.Join(s.dir, "admin.sock")))
+	if err == nil {
+		err = json.Unmarshal(out, &st)
+	}
+	return st, err
+}
+
+// packets is how many left by a verdict.
+func (st kernelStatus) packets(verdicts ...string) (n int) {
+	for _, v := range st.Verdicts {
+		for _, name := range verdicts {
+			if v.Verdict == name {
+				n += v.Packets
+			}
+		}
+	}
+	return n
+}
+
+// offloaded waits until the kernel carries n flows.
+func (s *server) offloaded(ctx context.Context, l *lab, n int) error {
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		st, err := s.kernelStatus(ctx, l)
+		if err != nil {
+			return err
+		}
+		if st.Flows >= n && st.Lag == 0 && st.Unresolved == 0 {
+			return nil
+		}
+		if time.Since(began) > giveUpAfter {
+			return fmt.Errorf("the kernel does not carry %d flows: %+v", n, st)
+		}
+	}
+}
+
+// channels makes the allocations and channels of a trial, and waits for the kernel where it is to relay.
+func (l *lab) channels(ctx context.Context, s *server, c *clients) (t *traffic, err error) {
+	t = &traffic{lab: l, server: s, byKernel: s.kind.name == kernelName}
+	if t.relayed, err = c.allocateAll(0, flowCount); err != nil {
+		return nil, err
+	}
+	if err := c.bindAll(0, flowCount); err != nil {
+		return nil, err
+	}
+	if t.byKernel {
+		return t, s.offloaded(ctx, l, 3*flowCount)
+	}
+	return t, nil
+}
+
+// column is where the figures of k stand.
+func (k kind) column() string {
+	if k.name == turnstoneName {
+		return userspaceName
+	}
+	return k.name
+}
+
+// receiveOffload turns GRO of the relay's interfaces on or off: with it a veth takes frames as network cards hand them over.
+func (n *network) receiveOffload(on bool) error {
+	return n.relay.do(func() error {
+		return errors.Join(ethtool("clients", unix.ETHTOOL_SGRO, on), ethtool("peers", unix.ETHTOOL_SGRO, on))
+	})
+}
+
+func ethtool(name string, command uint32, on bool) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	value := struct{ command, data uint32 }{command: command}
+	if on {
+		value.data = 1
+	}
+	request := struct {
+		name  [unix.IFNAMSIZ]byte
+		value unsafe.Pointer
+		_     [16]byte
+	}{value: unsafe.Pointer(&value)}
+	copy(request.name[:], name)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
+		return fmt.Errorf("set an offload of %s: %w", name, errno)
+	}
+	return nil
+}
