@@ -44,7 +44,7 @@ type surroundings interface {
 func desired(a *turn.Allocation, s surroundings) []want {
 	out := make([]want, 0, len(a.Relayed)+2*len(a.Channels))
 	for _, r := range a.Relayed {
-		w := want{Flow: Flow{Key: Key{Local: r}, Kind: Guard, Allocation: a.ID, Deadline: a.Deadline.Uptime}}
+		w := want{Flow: Flow{Key: Key{Local: r}, Kind: Guard, Allocation: a.ID, Deadline: a.DeadlineFor(r.Addr()).Uptime}}
 		w.VLAN, w.reason = s.arrival(r.Addr())
 		out = append(out, w)
 	}
@@ -63,7 +63,7 @@ func desired(a *turn.Allocation, s surroundings) []want {
 func toPeer(a *turn.Allocation, c turn.Channel, relayed netip.AddrPort, s surroundings) want {
 	w := want{Flow: Flow{
 		Key:  Key{Remote: a.FiveTuple.Client, Local: a.FiveTuple.Server, Channel: c.Number},
-		Kind: ToPeer, Allocation: a.ID, Deadline: min(a.Deadline.Uptime, c.Deadline.Uptime),
+		Kind: ToPeer, Allocation: a.ID, Deadline: min(a.DeadlineFor(relayed.Addr()).Uptime, c.Deadline.Uptime),
 		Source: relayed, Destination: c.Peer, LocalPeer: s.isRelay(c.Peer.Addr()),
 	}, metered: s.metered()}
 	w.arrive(a, s)
@@ -77,7 +77,7 @@ func toPeer(a *turn.Allocation, c turn.Channel, relayed netip.AddrPort, s surrou
 func toClient(a *turn.Allocation, c turn.Channel, relayed netip.AddrPort, s surroundings) want {
 	w := want{Flow: Flow{
 		Key:  Key{Remote: c.Peer, Local: relayed},
-		Kind: ToClient, Allocation: a.ID, Deadline: min(a.Deadline.Uptime, c.Deadline.Uptime),
+		Kind: ToClient, Allocation: a.ID, Deadline: min(a.DeadlineFor(relayed.Addr()).Uptime, c.Deadline.Uptime),
 		Source: a.FiveTuple.Server, Destination: a.FiveTuple.Client, OutChannel: c.Number,
 	}, metered: s.metered()}
 	if p := a.Permission(c.Peer.Addr()); p != nil {

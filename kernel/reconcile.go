@@ -111,6 +111,12 @@ func allocationOf(e turn.Event) turn.AllocationID {
 		return e.Allocation
 	case turn.ChannelRevoked:
 		return e.Allocation
+	case turn.RelayedRefreshed:
+		return e.Allocation
+	case turn.RelayedDeleted:
+		return e.Allocation
+	case turn.RelayedExpired:
+		return e.Allocation
 	}
 	return 0
 }

@@ -143,12 +143,27 @@ func (c *script) draw(t *rapid.T) turn.Record {
 		ids = append(ids, a.ID)
 	}
 	if len(ids) == 0 || rapid.IntRange(0, 4).Draw(t, "new") == 0 {
-		return c.record(c.created())
+		e := c.created()
+		if rapid.Bool().Draw(t, "dual") {
+			e.Relayed = append(e.Relayed, netip.AddrPortFrom(relay6, e.Relayed[0].Port()))
+		}
+		return c.record(e)
 	}
 	a := c.s.Allocation(rapid.SampledFrom(ids).Draw(t, "allocation"))
 	peer := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(rapid.IntRange(1, 20).Draw(t, "peer"))}), 4000)
 	if rapid.IntRange(0, 6).Draw(t, "local") == 0 {
 		peer = netip.AddrPortFrom(relay4, uint16(rapid.IntRange(50000, 50020).Draw(t, "port")))
+	}
+	if len(a.Relayed) == 2 {
+		switch rapid.IntRange(0, 9).Draw(t, "one family") {
+		case 0:
+			return c.record(turn.RelayedDeleted{Allocation: a.ID, Relayed: a.Relayed[rapid.IntRange(0, 1).Draw(t, "which")], Reason: turn.ReasonClient})
+		case 1:
+			return c.record(turn.RelayedRefreshed{Allocation: a.ID, Relayed: a.Relayed[rapid.IntRange(0, 1).Draw(t, "which")], Lifetime: 300})
+		}
+	}
+	if _, ok := a.RelayedFor(relay6); ok && (len(a.Relayed) == 1 || rapid.Bool().Draw(t, "v6")) {
+		peer = netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(rapid.IntRange(1, 20).Draw(t, "peer v6"))}), 4000)
 	}
 	channel := turn.ChannelNumber(0x4000 + rapid.IntRange(0, 6).Draw(t, "channel"))
 	switch rapid.IntRange(0, 5).Draw(t, "kind") {
@@ -493,6 +508,63 @@ func TestFullMapsKeepTheGuardsOfListeners(t *testing.T) {
 	if g.held[Key{Local: listener4}] == nil || g.held[Key{Local: second}] == nil {
 		t.Error("a listener has no guard although there is room")
 	}
+}
+
+func TestFamiliesOfOneAllocationEndOnTheirOwn(t *testing.T) {
+	c := newScript()
+	g := newRig(1024, 1024, &plain{}, c.s.Clone())
+	created := c.created()
+	first := created.Relayed[0]
+	second := netip.AddrPortFrom(relay6, first.Port())
+	created.Relayed = append(created.Relayed, second)
+	id := created.Allocation
+	peer4, peer6 := netip.MustParseAddrPort("203.0.113.1:4000"), netip.MustParseAddrPort("[2001:db8:77::1]:4000")
+	apply := func(events ...turn.Event) {
+		t.Helper()
+		if err := g.apply(c.record(events...)); err != nil {
+			t.Fatal(err)
+		}
+		if why := g.wrong(); why != "" {
+			t.Fatal(why)
+		}
+	}
+	// keys are those of the flows of each family, with when they end in seconds; from the peer no later than its permission.
+	keys := func(guard4, channel4, guard6, channel6 int) map[Key]int {
+		out := map[Key]int{
+			{Local: first}: guard4, {Remote: peer4, Local: first}: min(channel4, 301), {Remote: created.FiveTuple.Client, Local: listener4, Channel: 0x4000}: channel4,
+			{Local: second}: guard6, {Remote: peer6, Local: second}: min(channel6, 301), {Remote: created.FiveTuple.Client, Local: listener4, Channel: 0x4001}: channel6,
+		}
+		maps.DeleteFunc(out, func(_ Key, end int) bool { return end == 0 })
+		return out
+	}
+	want := func(want map[Key]int) {
+		t.Helper()
+		for k, at := range g.index.m {
+			if k.Local == listener4 && k.Channel == 0 {
+				continue
+			}
+			if got := int(time.Duration(g.t.flows[at.slot].Deadline) / time.Second); got != want[k] {
+				t.Errorf("%v ends at %d s, want %d", k, got, want[k])
+			}
+			delete(want, k)
+		}
+		for k := range want {
+			t.Errorf("%v is not in the maps", k)
+		}
+	}
+	apply(created, turn.ChannelBound{Allocation: id, Channel: 0x4000, Peer: peer4}, turn.ChannelBound{Allocation: id, Channel: 0x4001, Peer: peer6})
+	want(keys(601, 601, 601, 601))
+	apply(turn.RelayedRefreshed{Allocation: id, Relayed: second, Lifetime: 100})
+	want(keys(601, 601, 101, 101))
+	apply(turn.RelayedRefreshed{Allocation: id, Relayed: second, Lifetime: 3600})
+	want(keys(601, 601, 3601, 601))
+	apply(turn.RelayedDeleted{Allocation: id, Relayed: first, Reason: turn.ReasonClient})
+	want(keys(0, 0, 3601, 601))
+	apply(turn.AllocationRefreshed{Allocation: id, Lifetime: 1800})
+	want(keys(0, 0, 1801, 601))
+	c.now = 1801
+	apply(turn.AllocationExpired{Allocation: id})
+	want(keys(0, 0, 0, 0))
 }
 
 func TestUsageIsCumulativeAcrossSlotsRunsAndRebinding(t *testing.T) {

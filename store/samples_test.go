@@ -74,6 +74,10 @@ var samples = []sample{
 		Allocation: 1, Tx: tx(7), Relayed: netip.AddrPortFrom(addr4, 49153), Token: turn.ReservationToken{1, 2, 3, 4, 5, 6, 7, 8}, Lifetime: 30,
 	}},
 	{"ReservationExpired", turn.ReservationExpired{Relayed: netip.AddrPortFrom(addr6, 49153)}},
+	{"RelayedRefreshed", turn.RelayedRefreshed{Allocation: 2, Tx: tx(8), Relayed: netip.AddrPortFrom(addr6, 49152), Lifetime: 900}},
+	{"RelayedDeleted", turn.RelayedDeleted{Allocation: 2, Tx: tx(9), Relayed: netip.AddrPortFrom(addr4, 49152), Reason: turn.ReasonClient}},
+	{"RelayedExpired", turn.RelayedExpired{Allocation: 2, Relayed: netip.AddrPortFrom(addr6, 49152)}},
+	{"FamilyRefused", turn.FamilyRefused{Allocation: 2, Tx: tx(2), Family: 2, Code: 508}},
 	{"ReservationRevoked", turn.ReservationRevoked{Relayed: netip.AddrPortFrom(addr4, 49153), Reason: turn.ReasonUserRemoved}},
 }
 
@@ -140,11 +144,17 @@ func (t *traffic) event() turn.Event {
 		t.live = append(t.live, turn.AllocationID(t.last))
 		e := created(t.last)
 		e.Username = fmt.Sprintf("user%d", t.last%50)
+		if roll < 8 {
+			e.Relayed = append(e.Relayed, netip.AddrPortFrom(addr6, uint16(t.last)))
+		}
 		return e
 	}
 	i := t.rng.IntN(len(t.live))
 	a := t.state.Allocation(t.live[i])
 	id := a.ID
+	if len(a.Relayed) == 2 && t.rng.IntN(8) == 0 {
+		return t.oneRelayed(a)
+	}
 	switch {
 	case roll < 30:
 		return turn.AllocationRefreshed{Allocation: id, Tx: t.tx(), Lifetime: uint32(600 + t.rng.IntN(3000))}
@@ -182,6 +192,20 @@ func (t *traffic) event() turn.Event {
 		return turn.ConfigChanged{Digest: digest(byte(t.rng.Uint32()))}
 	}
 	return turn.RefusalsCounted{Others: t.rng.Uint64N(100)}
+}
+
+// oneRelayed is about one of the two relayed addresses of an allocation.
+func (t *traffic) oneRelayed(a *turn.Allocation) turn.Event {
+	r := a.Relayed[t.rng.IntN(2)]
+	switch t.rng.IntN(8) {
+	case 0:
+		return turn.RelayedDeleted{Allocation: a.ID, Tx: t.tx(), Relayed: r, Reason: turn.ReasonClient}
+	case 1:
+		return turn.RelayedExpired{Allocation: a.ID, Relayed: r}
+	case 2:
+		return turn.FamilyRefused{Allocation: a.ID, Tx: t.tx(), Family: 2, Code: 508}
+	}
+	return turn.RelayedRefreshed{Allocation: a.ID, Tx: t.tx(), Relayed: r, Lifetime: uint32(600 + t.rng.IntN(3000))}
 }
 
 // reserved is a reservation made by an allocation, of an address that is free, else nil.

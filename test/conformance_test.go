@@ -35,6 +35,7 @@ func TestConformance(t *testing.T) {
 		{"ClientIPv4RelayIPv6", user, "-x -e ::1 -n 20 -c 127.0.0.1", 20, nil},
 		{"EvenPortAndToken", user, "-e 127.0.0.1 -n 20 127.0.0.1", 40, nil},
 		{"EvenPortAndTokenIndications", user, "-s -e 127.0.0.1 -n 20 127.0.0.1", 40, nil},
+		{"BothFamilies", user, "-Z -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, nil},
 		{"REST", timeLimited, "-e 127.0.0.1 -n 20 -c 127.0.0.1", 20, []string{"--auth-secret", "south", "--auth-secret", secret}},
 		{"RESTUsername", []string{"-u", rest, "-w", turn.TimeLimitedPassword([]byte("south"), rest)}, "-e 127.0.0.1 -n 20 -c 127.0.0.1", 20, []string{"--auth-secret", "south", "--auth-secret", secret}},
 		{"Load", user, "-m 200 -n 50 -z 40 -l 160 -e 127.0.0.1 -c 127.0.0.1", 10000, nil},

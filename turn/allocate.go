@@ -20,15 +20,17 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision 
 		return q.refuse(CodeBadRequest)
 	case q.transport != transportUDP:
 		return q.refuse(CodeUnsupportedTransport)
-	case q.hasToken && (q.evenPort || q.hasFamily):
+	case q.hasToken && q.evenPort:
 		return q.refuse(CodeBadRequest)
-	case q.hasToken:
-		return redeem(s, r, q, m)
-	case q.hasFamily && q.family != familyIPv4 && q.family != familyIPv6:
-		return q.refuse(CodeFamilyNotSupported)
 	}
-	relay, ok := r.relay(q.family != familyIPv6)
-	if !ok {
+	if code := q.asksFamilies(); code != 0 {
+		return q.refuse(code)
+	}
+	if q.hasToken {
+		return redeem(s, r, q, m)
+	}
+	ports := plans(s, r, q)
+	if len(ports) == 0 {
 		return q.refuse(CodeFamilyNotSupported)
 	}
 	more := 1
@@ -38,10 +40,7 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision 
 	if code := lacks(s, r, q, more, m); code != 0 {
 		return q.refuse(code)
 	}
-	return Decision{Ports: &PortPlan{
-		state: s, ip: relay.IP, first: r.FirstPort, last: r.LastPort,
-		even: q.evenPort, pair: q.reserve, entropy: q.Entropy,
-	}}
+	return Decision{Ports: ports}
 }
 
 // lacks says with what code more allocations and reservations are refused, 0 for none.
@@ -57,7 +56,7 @@ func lacks(s *State, r *Rules, q *Request, more int, m Moment) int {
 }
 
 // DecideBound ends what Decide began for an Allocate: bound is what was bound
-// of its [PortPlan], for a pair both, empty where nothing could be. State and rules must be as they were.
+// of its plans, for a pair both, empty where nothing could be. State and rules must be as they were.
 func DecideBound(s *State, r *Rules, q *Request, m Moment, bound []netip.AddrPort) Decision {
 	if len(bound) == 0 {
 		return q.refuse(CodeInsufficientCapacity)
@@ -74,6 +73,9 @@ func DecideBound(s *State, r *Rules, q *Request, m Moment, bound []netip.AddrPor
 	events = append(events, e)
 	reply := q.reply(0)
 	reply.grant(r, q, relayed, e.Lifetime)
+	if reply.lacks = q.lacking(r, relayed); reply.lacks != (lack{}) {
+		events = append(events, FamilyRefused{Allocation: e.Allocation, Tx: q.Tx, Family: reply.lacks.family, Code: reply.lacks.code})
+	}
 	if q.reserve {
 		reply.token = s.newToken(q.Entropy)
 		events = append(events, ReservationMade{

@@ -53,6 +53,7 @@ type answer struct {
 	lifetime   uint32
 	relayed    [2]packedAddr    // Allocate only, likewise below
 	token      ReservationToken // zero for none
+	lacks      lack
 }
 
 // maxAnswers bounds what a flood of requests can have remembered. It is more than a

@@ -43,6 +43,10 @@ func (s *State) rebase(m Moment) {
 	move := func(d *Deadline) { *d = d.Rebase(s.moment, m) }
 	for _, a := range s.allocations {
 		move(&a.Deadline)
+		for i := range a.Until {
+			move(&a.Until[i])
+		}
+		a.last()
 		for i := range a.Permissions {
 			move(&a.Permissions[i].Deadline)
 		}
@@ -101,6 +105,23 @@ func (s *State) apply(e Event) error {
 		return s.on(e.Allocation, func(a *Allocation) error { return s.unbind(a, e.Channel) })
 	case ChannelRevoked:
 		return s.on(e.Allocation, func(a *Allocation) error { return s.unbind(a, e.Channel) })
+	case RelayedRefreshed:
+		return s.on(e.Allocation, func(a *Allocation) error { return s.prolonged(a, e) })
+	case RelayedDeleted:
+		return s.on(e.Allocation, func(a *Allocation) error {
+			if e.Tx != (TransactionID{}) {
+				s.answer(a, KindAllocationRefreshed, e.Tx, 0)
+			}
+			return s.unrelay(a, e.Relayed)
+		})
+	case RelayedExpired:
+		return s.on(e.Allocation, func(a *Allocation) error { return s.unrelay(a, e.Relayed) })
+	case FamilyRefused:
+		return s.on(e.Allocation, func(a *Allocation) error {
+			t := transactionOf(a.FiveTuple, KindAllocationCreated, e.Tx)
+			s.answers.amend(t, func(given *answer) { given.lacks = lack{family: e.Family, code: e.Code} })
+			return nil
+		})
 	case ReservationMade:
 		return s.on(e.Allocation, func(a *Allocation) error { return s.reserve(a, e) })
 	case ReservationExpired:
@@ -146,7 +167,7 @@ func (s *State) created(e AllocationCreated) error {
 		return fmt.Errorf("allocation %d does not follow %d", e.Allocation, s.last)
 	case s.byFiveTuple[e.FiveTuple] != nil:
 		return fmt.Errorf("%v has allocation %d already", e.FiveTuple, s.byFiveTuple[e.FiveTuple].ID)
-	case len(e.Relayed) == 0, len(e.Relayed) > 2, len(e.Relayed) == 2 && e.Relayed[0] == e.Relayed[1]:
+	case len(e.Relayed) == 0, len(e.Relayed) > 2, len(e.Relayed) == 2 && sameFamily(e.Relayed[0].Addr(), e.Relayed[1].Addr()):
 		return fmt.Errorf("relayed addresses %v", e.Relayed)
 	}
 	for _, r := range e.Relayed {
@@ -158,6 +179,9 @@ func (s *State) created(e AllocationCreated) error {
 		ID: e.Allocation, FiveTuple: e.FiveTuple, Relayed: e.Relayed, Transport: e.Transport,
 		Username: e.Username, Realm: e.Realm, Created: s.moment,
 		Deadline: s.moment.After(time.Duration(e.Lifetime) * time.Second),
+	}
+	if len(a.Relayed) == 2 {
+		a.Until = []Deadline{a.Deadline, a.Deadline}
 	}
 	for _, r := range e.Relayed {
 		if held := s.reservations.byRelayed[r]; held != nil {
@@ -214,6 +238,10 @@ func (s *State) refreshed(a *Allocation, e AllocationRefreshed) {
 	old := a.Deadline.Uptime
 	a.Deadline = s.moment.After(time.Duration(e.Lifetime) * time.Second)
 	s.ends.granted(a, old, a.Deadline.Uptime)
+	for i := range a.Until {
+		old, a.Until[i] = a.Until[i].Uptime, a.Deadline
+		s.ends.granted(a, old, a.Deadline.Uptime)
+	}
 	s.answer(a, KindAllocationRefreshed, e.Tx, e.Lifetime)
 }
 

@@ -7,6 +7,12 @@ import (
 	"github.com/pion/stun/v3"
 )
 
+// Attributes that package stun does not know (RFC 8656 section 18).
+const (
+	attrAdditionalAddressFamily stun.AttrType = 0x8000
+	attrAddressErrorCode        stun.AttrType = 0x8001
+)
+
 // Codes of refusals (RFC 8489 section 14.8, RFC 8656 section 19).
 const (
 	CodeBadRequest           = 400
@@ -106,19 +112,21 @@ type Request struct {
 	fingerprint   bool
 	software      string
 
-	transport    uint8
-	hasTransport bool
-	lifetime     uint32
-	hasLifetime  bool
-	family       uint8 // REQUESTED-ADDRESS-FAMILY: 1 is IPv4, 2 is IPv6, 0 absent
-	hasFamily    bool
-	evenPort     bool // EVEN-PORT
-	reserve      bool // its R bit: the next port too
-	token        ReservationToken
-	hasToken     bool
-	channel      ChannelNumber
-	hasChannel   bool
-	peers        []netip.AddrPort
+	transport     uint8
+	hasTransport  bool
+	lifetime      uint32
+	hasLifetime   bool
+	family        uint8 // REQUESTED-ADDRESS-FAMILY: 1 is IPv4, 2 is IPv6, 0 absent
+	hasFamily     bool
+	additional    uint8 // ADDITIONAL-ADDRESS-FAMILY, likewise
+	hasAdditional bool
+	evenPort      bool // EVEN-PORT
+	reserve       bool // its R bit: the next port too
+	token         ReservationToken
+	hasToken      bool
+	channel       ChannelNumber
+	hasChannel    bool
+	peers         []netip.AddrPort
 }
 
 // decode reads the attributes of the method from list; the first of duplicates
@@ -135,6 +143,8 @@ func (q *Request) decode(m *stun.Message, list stun.Attributes) {
 			q.word(a, &q.hasLifetime, func(v uint32) { q.lifetime = v })
 		case a.Type == stun.AttrRequestedAddressFamily && (allocates || refreshes):
 			q.word(a, &q.hasFamily, func(v uint32) { q.family = uint8(v >> 24) })
+		case a.Type == attrAdditionalAddressFamily && allocates:
+			q.word(a, &q.hasAdditional, func(v uint32) { q.additional = uint8(v >> 24) })
 		case a.Type == stun.AttrEvenPort && allocates && !q.evenPort:
 			q.evenPort = true
 			q.malformed = q.malformed || len(a.Value) != 1

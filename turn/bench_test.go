@@ -83,7 +83,7 @@ func BenchmarkAllocate(b *testing.B) {
 			mustApply(b, s, AllocationExpired{Allocation: a.ID})
 		}
 		d := Decide(s, &rules, q, now)
-		for a := range d.Ports.Candidates() {
+		for a := range d.Ports[0].Candidates() {
 			d = DecideBound(s, &rules, q, now, []netip.AddrPort{a})
 			break
 		}

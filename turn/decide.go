@@ -8,11 +8,11 @@ import (
 
 // Decision is what a request leads to: events to apply and an answer to send once
 // they, and all before them, are durable. Ports is set where an Allocate needs ports first:
-// then [DecideBound] decides.
+// then [DecideBound] decides, by what could be bound of each plan, one for each address family.
 type Decision struct {
 	Events []Event
 	Reply  *Reply
-	Ports  *PortPlan
+	Ports  []PortPlan
 }
 
 // Decide decides q at m by the state and the rules, and changes neither. What is over
@@ -80,7 +80,7 @@ func recall(s *State, r *Rules, q *Request, m Moment) (Decision, bool) {
 			}
 		}
 		reply.grant(r, q, relayed, given.lifetime)
-		reply.token = given.token
+		reply.token, reply.lacks = given.token, given.lacks
 	case stun.MethodRefresh:
 		reply.lifetime, reply.hasLifetime = given.lifetime, true
 	}
@@ -104,29 +104,44 @@ func refresh(r *Rules, q *Request, a *Allocation) Decision {
 	case q.malformed:
 		return q.refuse(CodeBadRequest)
 	}
-	if q.hasFamily && !a.serves(q.family) {
+	if _, has := a.relayedOf(q.family); q.hasFamily && !has {
 		return q.refuse(CodePeerFamilyMismatch)
 	}
 	reply := q.reply(0)
 	reply.hasLifetime = true
-	if q.hasLifetime && q.lifetime == 0 {
-		return Decision{Events: []Event{AllocationDeleted{Allocation: a.ID, Tx: q.Tx, Reason: ReasonClient}}, Reply: reply}
-	}
-	if r.Storage == RoomNone {
+	ends := q.hasLifetime && q.lifetime == 0
+	if !ends && r.Storage == RoomNone {
 		return q.refuse(CodeServerError)
 	}
-	reply.lifetime = r.lifetime(q)
-	return Decision{Events: []Event{AllocationRefreshed{Allocation: a.ID, Tx: q.Tx, Lifetime: reply.lifetime}}, Reply: reply}
+	if !ends {
+		reply.lifetime = r.lifetime(q)
+	}
+	return Decision{Events: []Event{refreshes(q, a, reply.lifetime)}, Reply: reply}
 }
 
-// serves says whether a has a relayed address of a family as STUN numbers them.
-func (a *Allocation) serves(family uint8) bool {
+// refreshes is the event that gives a, or the one of its two relayed addresses that q
+// names the family of, a lifetime in seconds.
+func refreshes(q *Request, a *Allocation, lifetime uint32) Event {
+	one, _ := a.relayedOf(q.family)
+	switch {
+	case q.hasFamily && len(a.Relayed) == 2 && lifetime == 0:
+		return RelayedDeleted{Allocation: a.ID, Tx: q.Tx, Relayed: one, Reason: ReasonClient}
+	case q.hasFamily && len(a.Relayed) == 2:
+		return RelayedRefreshed{Allocation: a.ID, Tx: q.Tx, Relayed: one, Lifetime: lifetime}
+	case lifetime == 0:
+		return AllocationDeleted{Allocation: a.ID, Tx: q.Tx, Reason: ReasonClient}
+	}
+	return AllocationRefreshed{Allocation: a.ID, Tx: q.Tx, Lifetime: lifetime}
+}
+
+// relayedOf is the relayed address of a family as STUN numbers them, false where a has none.
+func (a *Allocation) relayedOf(family uint8) (netip.AddrPort, bool) {
 	for _, r := range a.Relayed {
-		if (family == 1 && r.Addr().Is4()) || (family == 2 && r.Addr().Is6()) {
-			return true
+		if familyOf(r.Addr()) == family {
+			return r, true
 		}
 	}
-	return false
+	return netip.AddrPort{}, false
 }
 
 // createPermission is RFC 8656 section 9.2: all of its peers, or none.

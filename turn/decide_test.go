@@ -54,6 +54,17 @@ func TestAllocate(t *testing.T) {
 		{"TokenTooShort", nil, []stun.Setter{transport(17), set(stun.AttrReservationToken, 1, 2, 3, 4, 5, 6, 7)}, 400, 0, false},
 		{"TokenTooLong", nil, []stun.Setter{transport(17), set(stun.AttrReservationToken, 1, 2, 3, 4, 5, 6, 7, 8, 9)}, 400, 0, false},
 		{"TokenAndEvenPort", nil, []stun.Setter{transport(17), token(ReservationToken{1}), evenPort(0)}, 400, 0, false},
+		{"TokenAndAdditional", nil, []stun.Setter{transport(17), token(ReservationToken{1}), additional(2)}, 400, 0, false},
+		{"FamilyAndAdditional", nil, []stun.Setter{transport(17), family(1), additional(2)}, 400, 0, false},
+		{"UnknownFamilyAndAdditional", nil, []stun.Setter{transport(17), family(3), additional(2)}, 400, 0, false},
+		{"AdditionalIPv4", nil, []stun.Setter{transport(17), additional(1)}, 400, 0, false},
+		{"AdditionalUnknown", nil, []stun.Setter{transport(17), additional(3)}, 400, 0, false},
+		{"AdditionalOfOtherLength", nil, []stun.Setter{transport(17), set(attrAdditionalAddressFamily, 2)}, 400, 0, false},
+		{"PairAndAdditional", nil, []stun.Setter{transport(17), evenPort(0x80), additional(2)}, 400, 0, false},
+		{"NeitherBinds", func(c *core) {
+			c.rules.FirstPort, c.rules.LastPort = 50000, 50000
+			c.taken = map[netip.AddrPort]bool{addrPort("192.0.2.1:50000"): true, addrPort("[2001:db8::1]:50000"): true}
+		}, []stun.Setter{transport(17), additional(2)}, 508, 0, false},
 		{"TokenAndFamily", nil, []stun.Setter{transport(17), token(ReservationToken{1}), family(1)}, 400, 0, false},
 		{"EvenPort", nil, []stun.Setter{transport(17), evenPort(0)}, 0, 600, false},
 		{"EvenPortWithReservation", nil, []stun.Setter{transport(17), evenPort(0x80)}, 0, 600, false},

@@ -26,6 +26,10 @@ const (
 	KindReservationMade     Kind = 11
 	KindReservationExpired  Kind = 12
 	KindReservationRevoked  Kind = 13
+	KindRelayedRefreshed    Kind = 14
+	KindRelayedDeleted      Kind = 15
+	KindRelayedExpired      Kind = 16
+	KindFamilyRefused       Kind = 17
 
 	KindUsageRecorded   Kind = 20
 	KindRefusalsCounted Kind = 21
@@ -64,8 +68,8 @@ type AllocationCreated struct {
 	Lifetime   uint32           `cbor:"8,keyasint"` // seconds
 }
 
-// AllocationRefreshed moves the end of an allocation to Lifetime seconds from
-// now (RFC 8656 section 8.2). A refresh to zero is AllocationDeleted.
+// AllocationRefreshed moves the end of an allocation, of all its relayed addresses, to Lifetime
+// seconds from now (RFC 8656 section 8.2). A refresh to zero is AllocationDeleted.
 type AllocationRefreshed struct {
 	Allocation AllocationID  `cbor:"1,keyasint"`
 	Tx         TransactionID `cbor:"2,keyasint"`
@@ -148,6 +152,40 @@ type ReservationExpired struct {
 type ReservationRevoked struct {
 	Relayed netip.AddrPort `cbor:"1,keyasint"`
 	Reason  Reason         `cbor:"2,keyasint"`
+}
+
+// RelayedRefreshed moves the end of one of the two relayed addresses of an allocation to
+// Lifetime seconds from now (RFC 8656 section 8). A refresh to zero is RelayedDeleted.
+type RelayedRefreshed struct {
+	Allocation AllocationID   `cbor:"1,keyasint"`
+	Tx         TransactionID  `cbor:"2,keyasint"`
+	Relayed    netip.AddrPort `cbor:"3,keyasint"`
+	Lifetime   uint32         `cbor:"4,keyasint"` // seconds
+}
+
+// RelayedDeleted ends one of the two relayed addresses of an allocation, with the permissions
+// and channels of its family. Tx is the Refresh that asked for it, zero where nobody asked.
+type RelayedDeleted struct {
+	Allocation AllocationID   `cbor:"1,keyasint"`
+	Tx         TransactionID  `cbor:"2,keyasint"`
+	Relayed    netip.AddrPort `cbor:"3,keyasint"`
+	Reason     Reason         `cbor:"4,keyasint"`
+}
+
+// RelayedExpired ends one of the two relayed addresses of an allocation, with the
+// permissions and channels of its family, whose lifetime is over.
+type RelayedExpired struct {
+	Allocation AllocationID   `cbor:"1,keyasint"`
+	Relayed    netip.AddrPort `cbor:"2,keyasint"`
+}
+
+// FamilyRefused says that the allocation created with it lacks one of the two address
+// families that were asked for, and with what code the client was told (RFC 8656 section 7.2).
+type FamilyRefused struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Tx         TransactionID `cbor:"2,keyasint"` // of the Allocate
+	Family     uint8         `cbor:"3,keyasint"` // as STUN numbers them: 1 is IPv4, 2 is IPv6
+	Code       uint16        `cbor:"4,keyasint"`
 }
 
 // Path is where a datagram was relayed. The numbers are part of the log.
@@ -301,6 +339,10 @@ func (ChannelRevoked) Kind() Kind      { return KindChannelRevoked }
 func (ReservationMade) Kind() Kind     { return KindReservationMade }
 func (ReservationExpired) Kind() Kind  { return KindReservationExpired }
 func (ReservationRevoked) Kind() Kind  { return KindReservationRevoked }
+func (RelayedRefreshed) Kind() Kind    { return KindRelayedRefreshed }
+func (RelayedDeleted) Kind() Kind      { return KindRelayedDeleted }
+func (RelayedExpired) Kind() Kind      { return KindRelayedExpired }
+func (FamilyRefused) Kind() Kind       { return KindFamilyRefused }
 func (UsageRecorded) Kind() Kind       { return KindUsageRecorded }
 func (RefusalsCounted) Kind() Kind     { return KindRefusalsCounted }
 func (EpochBegan) Kind() Kind          { return KindEpochBegan }

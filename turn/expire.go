@@ -58,8 +58,17 @@ func (s *State) live(a *Allocation, m Moment) (*Allocation, []Event) {
 		return nil, over
 	}
 	left := *a
-	left.Channels = slices.DeleteFunc(slices.Clone(a.Channels), func(c Channel) bool { return c.Deadline.Passed(m) })
-	left.Permissions = slices.DeleteFunc(slices.Clone(a.Permissions), func(p Permission) bool { return p.Deadline.Passed(m) })
+	left.Channels = slices.DeleteFunc(slices.Clone(a.Channels), func(c Channel) bool {
+		return c.Deadline.Passed(m) || a.DeadlineFor(c.Peer.Addr()).Passed(m)
+	})
+	left.Permissions = slices.DeleteFunc(slices.Clone(a.Permissions), func(p Permission) bool {
+		return p.Deadline.Passed(m) || a.DeadlineFor(p.Peer).Passed(m)
+	})
+	for i, d := range a.Until {
+		if d.Passed(m) {
+			left.keep(1 - i)
+		}
+	}
 	return &left, over
 }
 
@@ -90,13 +99,18 @@ func (a *Allocation) overdue(m Moment) []Event {
 		return []Event{AllocationExpired{Allocation: a.ID}}
 	}
 	var events []Event
+	for i, d := range a.Until {
+		if d.Passed(m) {
+			events = append(events, RelayedExpired{Allocation: a.ID, Relayed: a.Relayed[i]})
+		}
+	}
 	for _, c := range a.Channels {
-		if c.Deadline.Passed(m) {
+		if c.Deadline.Passed(m) && !a.DeadlineFor(c.Peer.Addr()).Passed(m) {
 			events = append(events, ChannelExpired{Allocation: a.ID, Channel: c.Number})
 		}
 	}
 	for _, p := range a.Permissions {
-		if p.Deadline.Passed(m) {
+		if p.Deadline.Passed(m) && !a.DeadlineFor(p.Peer).Passed(m) {
 			events = append(events, PermissionExpired{Allocation: a.ID, Peer: p.Peer})
 		}
 	}

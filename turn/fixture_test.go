@@ -138,9 +138,10 @@ func lifetime(seconds uint32) stun.Setter {
 	return set(stun.AttrLifetime, binary.BigEndian.AppendUint32(nil, seconds)...)
 }
 
-func transport(p byte) stun.Setter { return set(stun.AttrRequestedTransport, p, 0, 0, 0) }
-func family(f byte) stun.Setter    { return set(stun.AttrRequestedAddressFamily, f, 0, 0, 0) }
-func evenPort(b byte) stun.Setter  { return set(stun.AttrEvenPort, b) }
+func transport(p byte) stun.Setter  { return set(stun.AttrRequestedTransport, p, 0, 0, 0) }
+func family(f byte) stun.Setter     { return set(stun.AttrRequestedAddressFamily, f, 0, 0, 0) }
+func additional(f byte) stun.Setter { return set(attrAdditionalAddressFamily, f, 0, 0, 0) }
+func evenPort(b byte) stun.Setter   { return set(stun.AttrEvenPort, b) }
 
 func token(t ReservationToken) stun.Setter { return set(stun.AttrReservationToken, t[:]...) }
 
@@ -329,8 +330,8 @@ func (c *core) decide(q *Request) ([]Event, *Reply) {
 	}
 	before := c.state.Image()
 	d := Decide(c.state, &c.rules, q, c.now)
-	if d.Ports != nil {
-		d = DecideBound(c.state, &c.rules, q, c.now, c.bind(d.Ports))
+	if len(d.Ports) > 0 {
+		d = DecideBound(c.state, &c.rules, q, c.now, c.bind(d.Ports...))
 	}
 	if diff := cmp.Diff(before, c.state.Image(), byAddress...); diff != "" {
 		c.Errorf("deciding a %v changed the state (-before +after):\n%s", q.Method, diff)
@@ -338,19 +339,22 @@ func (c *core) decide(q *Request) ([]Event, *Reply) {
 	return d.Events, d.Reply
 }
 
-// bind is what can be bound of a plan.
-func (c *core) bind(p *PortPlan) []netip.AddrPort {
-	for a := range p.Candidates() {
-		next := netip.AddrPortFrom(a.Addr(), a.Port()+1)
-		switch {
-		case c.taken[a], p.Pair() && c.taken[next]:
-		case p.Pair():
-			return []netip.AddrPort{a, next}
-		default:
-			return []netip.AddrPort{a}
+// bind is what can be bound of plans.
+func (c *core) bind(plans ...PortPlan) (bound []netip.AddrPort) {
+	for i := range plans {
+		p := &plans[i]
+		for a := range p.Candidates() {
+			next := netip.AddrPortFrom(a.Addr(), a.Port()+1)
+			if c.taken[a] || (p.Pair() && c.taken[next]) {
+				continue
+			}
+			if bound = append(bound, a); p.Pair() {
+				bound = append(bound, next)
+			}
+			break
 		}
 	}
-	return nil
+	return bound
 }
 
 // reload puts the rules and the gate in force.
@@ -372,6 +376,8 @@ type answerSeen struct {
 	message  *stun.Message
 	code     int
 	relayed  netip.AddrPort
+	other    netip.AddrPort // the second relayed address
+	lacks    lack
 	mapped   netip.AddrPort
 	lifetime int64 // -1 without LIFETIME
 	token    ReservationToken
@@ -406,6 +412,24 @@ func see(t tb, raw []byte) *answerSeen {
 	s.relayed, s.mapped = address(stun.AttrXORRelayedAddress), address(stun.AttrXORMappedAddress)
 	if v, err := s.message.Get(stun.AttrLifetime); err == nil {
 		s.lifetime = int64(binary.BigEndian.Uint32(v))
+	}
+	for i, list := 0, s.message.Attributes; i < len(list); i++ {
+		if list[i].Type != stun.AttrXORRelayedAddress {
+			continue
+		}
+		a, err := parseXOR(list[i].Value, raw[4:stunHeader])
+		if err != nil {
+			t.Errorf("got XOR-RELAYED-ADDRESS %x", list[i].Value)
+		}
+		if a != s.relayed {
+			s.other = a
+		}
+	}
+	if v, err := s.message.Get(attrAddressErrorCode); err == nil {
+		s.lacks = lack{v[0], uint16(v[2])*100 + uint16(v[3])}
+		if string(v[4:]) != reasonPhrases[int(s.lacks.code)] || v[1] != 0 {
+			t.Errorf("got ADDRESS-ERROR-CODE %x", v)
+		}
 	}
 	if v, err := s.message.Get(stun.AttrReservationToken); err == nil && copy(s.token[:], v) != len(v) {
 		t.Errorf("got RESERVATION-TOKEN %x", v)

@@ -36,6 +36,7 @@ type AllocationImage struct {
 	Permissions []Permission     `cbor:"9,keyasint"`
 	Channels    []Channel        `cbor:"10,keyasint"`
 	Usage       []Usage          `cbor:"11,keyasint"`
+	Until       []Deadline       `cbor:"12,keyasint,omitempty"`
 }
 
 // AnswerImage is a recent answer in an Image.
@@ -48,6 +49,8 @@ type AnswerImage struct {
 	Lifetime   uint32           `cbor:"6,keyasint"`
 	Relayed    []netip.AddrPort `cbor:"7,keyasint"`
 	Token      ReservationToken `cbor:"8,keyasint,omitzero"`
+	Family     uint8            `cbor:"9,keyasint,omitempty"`  // that was refused
+	Code       uint16           `cbor:"10,keyasint,omitempty"` // likewise
 }
 
 // Image copies s. It shares slices with s, so it is to be encoded or dropped before the next Apply.
@@ -61,7 +64,7 @@ func (s *State) Image() Image {
 	for a := range s.Allocations() {
 		im.Allocations = append(im.Allocations, AllocationImage{
 			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
-			Username: a.Username, Realm: a.Realm, Created: a.Created, Deadline: a.Deadline,
+			Username: a.Username, Realm: a.Realm, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
 			Permissions: orNil(a.Permissions), Channels: orNil(a.Channels), Usage: orNil(a.Usage),
 		})
 	}
@@ -73,7 +76,7 @@ func (s *State) Image() Image {
 		one := AnswerImage{
 			FiveTuple: FiveTuple{Client: t.client.unpack(), Server: t.server.unpack(), Protocol: t.protocol},
 			Kind:      t.kind, Tx: t.tx, Until: given.until, Allocation: given.allocation, Lifetime: given.lifetime,
-			Token: given.token,
+			Token: given.token, Family: given.lacks.family, Code: given.lacks.code,
 		}
 		for _, p := range given.relayed {
 			if a := p.unpack(); a.IsValid() {
@@ -105,11 +108,15 @@ func FromImage(im Image) (*State, error) {
 		if a.ID > s.last || s.allocations[a.ID] != nil || s.byFiveTuple[a.FiveTuple] != nil || taken {
 			return nil, fmt.Errorf("image of state %d: allocation %d contradicts another", im.Seq, a.ID)
 		}
-		s.insert(&Allocation{
+		made := &Allocation{
 			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
-			Username: a.Username, Realm: a.Realm, Created: a.Created, Deadline: a.Deadline,
+			Username: a.Username, Realm: a.Realm, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
 			Permissions: a.Permissions, Channels: a.Channels, Usage: a.Usage,
-		})
+		}
+		if !made.paired() {
+			return nil, fmt.Errorf("image of state %d: the relayed addresses and deadlines of allocation %d do not fit", im.Seq, a.ID)
+		}
+		s.insert(made)
 	}
 	for _, r := range im.Reservations {
 		taken := s.byRelayed[r.Relayed] != nil || s.reservations.byRelayed[r.Relayed] != nil
@@ -120,7 +127,7 @@ func FromImage(im Image) (*State, error) {
 	}
 	for _, r := range im.Answers {
 		t := transactionOf(r.FiveTuple, r.Kind, r.Tx)
-		given := answer{until: r.Until, allocation: r.Allocation, lifetime: r.Lifetime, token: r.Token}
+		given := answer{until: r.Until, allocation: r.Allocation, lifetime: r.Lifetime, token: r.Token, lacks: lack{r.Family, r.Code}}
 		if _, twice := s.answers.of[t]; twice || len(r.Relayed) > len(given.relayed) {
 			return nil, fmt.Errorf("image of state %d: answer %v contradicts another or itself", im.Seq, r.Tx)
 		}

@@ -27,9 +27,13 @@ func laws(t *rapid.T) {
 	w.lazy = rapid.Bool().Draw(t, "lazy")
 	w.rules.MaxPerOwner, w.rules.MaxAllocations = 3, 6
 	w.rules.FirstPort, w.rules.LastPort = 50_000, 50_007
+	w.taken = map[netip.AddrPort]bool{}
+	for p := uint16(50_000); p < 50_008 && rapid.Bool().Draw(t, "no IPv6 port"); p++ {
+		w.taken[netip.AddrPortFrom(addr("2001:db8::1"), p)] = true
+	}
 	w.rules.MaxPermissions, w.rules.MaxChannels = 4, 3
 	actions := []func(){
-		w.allocate, w.allocate, w.reserve, w.redeem, w.refresh, w.permit, w.permit, w.bind, w.bind, w.retransmit,
+		w.allocate, w.allocate, w.reserve, w.redeem, w.dual, w.refresh, w.refreshOne, w.permit, w.permit, w.bind, w.bind, w.retransmit,
 		w.pass, w.pass, w.restart, w.reconfigure, w.closeOne, w.use, w.twin,
 	}
 	for range rapid.IntRange(1, 60).Draw(t, "steps") {
@@ -124,6 +128,19 @@ func (w *world) redeem() {
 	if w.state.Reserved(got.relayed) != nil {
 		w.Errorf("%v is still reserved", got.relayed)
 	}
+}
+
+// dual asks for both families.
+func (w *world) dual() {
+	got := w.request(stun.MethodAllocate, transport(17), w.lifetime(), additional(2))
+	if got != nil && got.code == 0 && (got.other.IsValid() == (got.lacks != lack{})) {
+		w.Errorf("got %v, %v, without %+v", got.relayed, got.other, got.lacks)
+	}
+}
+
+// refreshOne refreshes, or ends, the relayed address of one family.
+func (w *world) refreshOne() {
+	w.request(stun.MethodRefresh, w.lifetime(), family(byte(1+w.pick(2, "family"))))
 }
 
 func (w *world) refresh() { w.request(stun.MethodRefresh, w.lifetime()) }
@@ -291,7 +308,7 @@ func cloneImage(im Image) Image {
 	for i := range im.Allocations {
 		a := &im.Allocations[i]
 		a.Relayed, a.Permissions = slices.Clone(a.Relayed), slices.Clone(a.Permissions)
-		a.Channels, a.Usage = slices.Clone(a.Channels), slices.Clone(a.Usage)
+		a.Channels, a.Usage, a.Until = slices.Clone(a.Channels), slices.Clone(a.Usage), slices.Clone(a.Until)
 	}
 	return im
 }
@@ -363,6 +380,12 @@ func checkAllocation(t tb, now Moment, a *Allocation, maxLifetime time.Duration)
 		}
 	}
 	within("it", a.Deadline, maxLifetime)
+	for _, d := range a.Until {
+		within("a relayed address of it", d, maxLifetime)
+	}
+	if end := a.Deadline; !a.paired() || a.Deadline != end {
+		t.Errorf("allocation %d relays %v until %v, and ends at %v", a.ID, a.Relayed, a.Until, end)
+	}
 	bound := map[netip.AddrPort]bool{}
 	for i, c := range a.Channels {
 		if i > 0 && a.Channels[i-1].Number >= c.Number {
@@ -383,6 +406,9 @@ func checkAllocation(t tb, now Moment, a *Allocation, maxLifetime time.Duration)
 	for i, p := range a.Permissions {
 		if i > 0 && a.Permissions[i-1].Peer.Compare(p.Peer) >= 0 {
 			t.Errorf("allocation %d: permissions are out of order: %v", a.ID, a.Permissions)
+		}
+		if _, ok := a.RelayedFor(p.Peer); !ok {
+			t.Errorf("allocation %d: permission for %v of another family", a.ID, p.Peer)
 		}
 		if a.Permission(p.Peer) != &a.Permissions[i] {
 			t.Errorf("allocation %d: permission for %v is not found", a.ID, p.Peer)
@@ -462,6 +488,16 @@ func TestFoldRefuses(t *testing.T) {
 		{"ChannelOfAnotherPeer", ChannelBound{Allocation: 1, Channel: 0x4000, Peer: addrPort(peerB)}, false},
 		{"PeerOfAnotherChannel", ChannelBound{Allocation: 1, Channel: 0x4001, Peer: addrPort(peerA)}, false},
 		{"UsageOfNone", UsageRecorded{Allocation: 2}, true},
+		{"TwoOfOneFamily", other(func(e *AllocationCreated) { e.Relayed = append(e.Relayed, addrPort("192.0.2.1:50002")) }), false},
+		{"Three", other(func(e *AllocationCreated) {
+			e.Relayed = append(e.Relayed, addrPort("[2001:db8::1]:50002"), addrPort("[2001:db8::1]:50003"))
+		}), false},
+		{"OneOfEachFamily", other(func(e *AllocationCreated) { e.Relayed = append(e.Relayed, addrPort("[2001:db8::1]:50002")) }), true},
+		{"RefreshOfTheOnlyAddress", RelayedRefreshed{Allocation: 1, Relayed: made.Relayed[0]}, false},
+		{"EndOfTheOnlyAddress", RelayedDeleted{Allocation: 1, Relayed: made.Relayed[0]}, false},
+		{"ExpiryOfTheOnlyAddress", RelayedExpired{Allocation: 1, Relayed: made.Relayed[0]}, false},
+		{"ExpiryOfAnothersAddress", RelayedExpired{Allocation: 1, Relayed: addrPort("192.0.2.1:50001")}, false},
+		{"FamilyOfNone", FamilyRefused{Allocation: 2, Family: 2, Code: 508}, false},
 		{"AnotherReservation", ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50003"), Token: ReservationToken{2}, Lifetime: 30}, true},
 		{"SameToken", ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50003"), Token: ReservationToken{1}, Lifetime: 30}, false},
 		{"NoToken", ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50003"), Lifetime: 30}, false},
@@ -504,6 +540,12 @@ func TestFromImageRefuses(t *testing.T) {
 		"NoToken":     func(im *Image) { im.Reservations[1].Token = ReservationToken{} },
 		"Reserved":    func(im *Image) { im.Reservations[1].Relayed = im.Reservations[0].Relayed },
 		"ReservedToo": func(im *Image) { im.Reservations[1].Relayed = im.Allocations[0].Relayed[0] },
+		"Deadlines":   func(im *Image) { im.Allocations[0].Until = make([]Deadline, 1) },
+		"NoRelayed":   func(im *Image) { im.Allocations[0].Relayed = nil },
+		"OneFamily": func(im *Image) {
+			a := &im.Allocations[0]
+			a.Relayed, a.Until = append(a.Relayed, addrPort("192.0.2.1:9")), []Deadline{a.Deadline, a.Deadline}
+		},
 		"AnswerTwice": func(im *Image) { im.Answers[1] = im.Answers[0] },
 		"AnswerRelayed": func(im *Image) {
 			im.Answers[0].Relayed = make([]netip.AddrPort, 3)

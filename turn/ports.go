@@ -10,7 +10,7 @@ import (
 // portTries bounds how many free ports are proposed for one Allocate.
 const portTries = 32
 
-// PortPlan proposes relayed transport addresses for one allocation.
+// PortPlan proposes relayed transport addresses of one family for one allocation.
 type PortPlan struct {
 	state       *State
 	ip          netip.Addr

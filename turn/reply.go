@@ -20,6 +20,7 @@ type Reply struct {
 	mapped      netip.AddrPort
 	relayed     []netip.AddrPort
 	token       ReservationToken // zero for none
+	lacks       lack
 	lifetime    uint32
 	hasLifetime bool
 	realm       string // with nonce, on 401 and 438
@@ -85,6 +86,9 @@ func (r *Reply) addAttributes(m *stun.Message) {
 	}
 	for _, a := range r.relayed {
 		addXOR(m, stun.AttrXORRelayedAddress, a)
+	}
+	if r.lacks != (lack{}) {
+		m.Add(attrAddressErrorCode, r.lacks.value())
 	}
 	if r.hasLifetime {
 		m.Add(stun.AttrLifetime, []byte{byte(r.lifetime >> 24), byte(r.lifetime >> 16), byte(r.lifetime >> 8), byte(r.lifetime)})

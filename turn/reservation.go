@@ -144,6 +144,7 @@ func (s *State) newToken(entropy [32]byte) ReservationToken {
 // Streams of one entropy that say nothing of each other. The first one's is the entropy itself.
 const (
 	tokenStream = 1
+	otherStream = 2 // of the ports of the second family
 )
 
 func stream(entropy [32]byte, number byte) [32]byte {

@@ -122,7 +122,8 @@ type Allocation struct {
 	Username    string
 	Realm       string
 	Created     Moment
-	Deadline    Deadline
+	Deadline    Deadline     // of all of it: the last of Until, where there are two
+	Until       []Deadline   // of each relayed address, where there are two
 	Permissions []Permission // by peer
 	Channels    []Channel    // by number
 	Usage       []Usage      // by channel, peer and path
@@ -184,12 +185,24 @@ func (a *Allocation) ChannelTo(peer netip.AddrPort) *Channel {
 // the allocation has none.
 func (a *Allocation) RelayedFor(peer netip.Addr) (netip.AddrPort, bool) {
 	for _, r := range a.Relayed {
-		if r.Addr().Is4() == peer.Is4() {
+		if sameFamily(r.Addr(), peer) {
 			return r, true
 		}
 	}
 	return netip.AddrPort{}, false
 }
+
+// DeadlineFor is when the relayed transport address of the family of peer ends, which a has.
+func (a *Allocation) DeadlineFor(peer netip.Addr) Deadline {
+	for i, d := range a.Until {
+		if sameFamily(a.Relayed[i].Addr(), peer) {
+			return d
+		}
+	}
+	return a.Deadline
+}
+
+func sameFamily(a, b netip.Addr) bool { return a.Is4() == b.Is4() }
 
 func comparePermission(p Permission, peer netip.Addr) int { return p.Peer.Compare(peer) }
 
@@ -202,6 +215,9 @@ func compareUsage(a, b Usage) int {
 // earliest is the first deadline among a and all it holds.
 func (a *Allocation) earliest() time.Duration {
 	end := a.Deadline.Uptime
+	for i := range a.Until {
+		end = min(end, a.Until[i].Uptime)
+	}
 	for i := range a.Permissions {
 		end = min(end, a.Permissions[i].Deadline.Uptime)
 	}

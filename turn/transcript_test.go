@@ -233,6 +233,11 @@ func (p *player) rule(key, value string) {
 		return prefixes(strings.Split(value, ",")...)
 	}
 	switch key {
+	case "relays":
+		p.rules.Relays = nil
+		for _, a := range strings.Split(value, ",") {
+			p.rules.Relays = append(p.rules.Relays, Relay{IP: addr(a), External: addr(a)})
+		}
 	case "relay":
 		ip, external, nat := strings.Cut(value, "/")
 		l := Relay{IP: addr(ip), External: addr(ip)}
@@ -314,6 +319,8 @@ func (p *player) attribute(a string) []stun.Setter {
 		return []stun.Setter{lifetime(uint32(p.number(value)))}
 	case "family":
 		return []stun.Setter{family(map[string]byte{"ipv4": 1, "ipv6": 2}[value])}
+	case "additional":
+		return []stun.Setter{additional(map[string]byte{"ipv4": 1, "ipv6": 2}[value])}
 	case "transport":
 		return []stun.Setter{transport(byte(p.number(value)))}
 	case "even-port":
@@ -343,7 +350,16 @@ func answerLine(a *answerSeen) string {
 	}
 	line := "<- success"
 	if a.relayed.IsValid() {
-		line += fmt.Sprintf(" relayed=%v mapped=%v", a.relayed, a.mapped)
+		line += fmt.Sprintf(" relayed=%v", a.relayed)
+	}
+	if a.other.IsValid() {
+		line += fmt.Sprintf(",%v", a.other)
+	}
+	if a.mapped.IsValid() {
+		line += fmt.Sprintf(" mapped=%v", a.mapped)
+	}
+	if a.lacks != (lack{}) {
+		line += fmt.Sprintf(" without-family=%d (%d %s)", a.lacks.family, a.lacks.code, reasonPhrases[int(a.lacks.code)])
 	}
 	if a.lifetime >= 0 {
 		line += fmt.Sprintf(" lifetime=%d", a.lifetime)
@@ -360,6 +376,9 @@ func (p *player) show() {
 	p.printf("at event %d, %d remembered answers", p.state.Seq(), len(p.state.answers.live()))
 	for a := range p.state.Allocations() {
 		p.printf("allocation %d of %s, %v, relays %v, %v left", a.ID, a.Username, a.FiveTuple, a.Relayed, left(a.Deadline))
+		for i, d := range a.Until {
+			p.printf("  %v, %v left", a.Relayed[i], left(d))
+		}
 		for _, x := range a.Permissions {
 			p.printf("  permission %v, %v left", x.Peer, left(x.Deadline))
 		}

@@ -8,7 +8,7 @@ import (
 	"turnstone/turn"
 )
 
-// flow is what the data path knows of one allocation: durable grants only. Its
+// flow is what the data path knows of one allocation: durable grants only. Their
 // deadlines, in uptime nanoseconds, are checked for every datagram. The committer changes
 // it, the shards read it.
 type flow struct {
@@ -18,7 +18,6 @@ type flow struct {
 	stream   *stream // that the client is on, nil for UDP
 	toClient sockaddr
 	sockets  []*relayed
-	deadline atomic.Int64
 	gone     atomic.Bool // the allocation has ended; caches must not use it
 	grants   atomic.Pointer[grants]
 	meters   [2]atomic.Pointer[uint64] // by direction: words of its own, or those a datapath shares
@@ -37,14 +36,15 @@ type pastBinding struct {
 
 // relayed is the socket of one relayed transport address.
 type relayed struct {
-	address netip.AddrPort
-	socket  socket
-	flow    *flow
+	address  netip.AddrPort
+	socket   socket
+	flow     *flow
+	deadline atomic.Int64
+	ended    bool // before its flow; the committer's
 }
 
-func newFlow(id turn.AllocationID, l *listener, client netip.AddrPort, deadline time.Duration) *flow {
+func newFlow(id turn.AllocationID, l *listener, client netip.AddrPort) *flow {
 	f := &flow{id: id, listener: l, client: client, toClient: sockaddrOf(client)}
-	f.deadline.Store(int64(deadline))
 	f.grants.Store(&noGrants)
 	for d := range f.meters {
 		f.meters[d].Store(&f.own[d])
@@ -77,7 +77,7 @@ func (f *flow) within(c turn.Cap, direction, n int, now int64) bool {
 // channel is the live binding of a number, nil where there is none.
 func (f *flow) channel(n turn.ChannelNumber, now int64) *binding {
 	b := f.grants.Load().channel(n)
-	if b == nil || b.deadline.Load() <= now || f.deadline.Load() <= now {
+	if b == nil || b.deadline.Load() <= now || b.socket == nil || b.socket.deadline.Load() <= now {
 		return nil
 	}
 	return b
@@ -86,21 +86,19 @@ func (f *flow) channel(n turn.ChannelNumber, now int64) *binding {
 // fromPeer is what becomes of a datagram of peer: dropped where it has no
 // permission, sent by its channel where one is bound, else as an indication.
 func (f *flow) fromPeer(peer netip.AddrPort, now int64) (b *binding, permitted bool) {
-	g := f.grants.Load()
-	permission := g.permission(peer.Addr())
-	if permission == nil || permission.deadline.Load() <= now || f.deadline.Load() <= now {
+	if !f.permits(peer.Addr(), now) {
 		return nil, false
 	}
-	if b = g.channelTo(peer); b != nil && b.deadline.Load() <= now {
+	if b = f.grants.Load().channelTo(peer); b != nil && b.deadline.Load() <= now {
 		b = nil
 	}
 	return b, true
 }
 
-// permits says whether the client may send to peer by an indication.
+// permits says whether peer and the client may send to each other.
 func (f *flow) permits(peer netip.Addr, now int64) bool {
-	p := f.grants.Load().permission(peer)
-	return p != nil && p.deadline.Load() > now && f.deadline.Load() > now
+	p, r := f.grants.Load().permission(peer), f.socketFor(peer)
+	return p != nil && p.deadline.Load() > now && r != nil && r.deadline.Load() > now
 }
 
 // socketFor is the socket of the family of peer, nil where there is none.
@@ -111,6 +109,15 @@ func (f *flow) socketFor(peer netip.Addr) *relayed {
 		}
 	}
 	return nil
+}
+
+// prolong moves the end of a relayed address, or of all where a is none.
+func (f *flow) prolong(until int64, a netip.AddrPort) {
+	for _, r := range f.sockets {
+		if !r.ended && (!a.IsValid() || r.address == a) {
+			r.deadline.Store(until)
+		}
+	}
 }
 
 // permit installs or moves a permission.
@@ -190,7 +197,9 @@ func (f *flow) changedUsage() (events []turn.Event) {
 
 // assume makes the grants of f those of a.
 func (f *flow) assume(a *turn.Allocation) {
-	f.deadline.Store(int64(a.Deadline.Uptime))
+	for _, r := range f.sockets {
+		f.prolong(int64(a.DeadlineFor(r.address.Addr()).Uptime), r.address)
+	}
 	before := f.grants.Load()
 	for _, b := range before.byNumber {
 		if c := a.Channel(b.number); c == nil || c.Peer != b.peer {

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,7 +89,7 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 		case turn.AllocationCreated:
 			t.add(e.Allocation, e.FiveTuple, e.Relayed, r.Moment.Uptime+time.Duration(e.Lifetime)*time.Second)
 		case turn.AllocationRefreshed:
-			on(e.Allocation, func(f *flow) { f.deadline.Store(end(time.Duration(e.Lifetime) * time.Second)) })
+			on(e.Allocation, func(f *flow) { f.prolong(end(time.Duration(e.Lifetime)*time.Second), netip.AddrPort{}) })
 		case turn.AllocationDeleted:
 			final = append(final, t.remove(e.Allocation)...)
 		case turn.AllocationExpired:
@@ -108,6 +109,12 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 			on(e.Allocation, func(f *flow) { final = append(final, f.endChannel(e.Channel)...) })
 		case turn.ChannelRevoked:
 			on(e.Allocation, func(f *flow) { final = append(final, f.endChannel(e.Channel)...) })
+		case turn.RelayedRefreshed:
+			on(e.Allocation, func(f *flow) { f.prolong(end(time.Duration(e.Lifetime)*time.Second), e.Relayed) })
+		case turn.RelayedDeleted:
+			on(e.Allocation, func(f *flow) { final = append(final, t.unrelay(f, e.Relayed)...) })
+		case turn.RelayedExpired:
+			on(e.Allocation, func(f *flow) { final = append(final, t.unrelay(f, e.Relayed)...) })
 		case turn.ReservationExpired:
 			t.release(e.Relayed)
 		case turn.ReservationRevoked:
@@ -131,7 +138,7 @@ func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.A
 			return nil
 		}
 	}
-	f := newFlow(id, l, ft.Client, deadline)
+	f := newFlow(id, l, ft.Client)
 	f.stream = c
 	if t.meters != nil {
 		f.share(t.meters)
@@ -141,7 +148,9 @@ func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.A
 		if !ok {
 			continue
 		}
-		f.sockets = append(f.sockets, &relayed{address: a, socket: s, flow: f})
+		r := &relayed{address: a, socket: s, flow: f}
+		r.deadline.Store(int64(deadline))
+		f.sockets = append(f.sockets, r)
 	}
 	t.byID[id] = f
 	t.len.Add(1)
@@ -183,14 +192,45 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 		f.stream.detach(f)
 	}
 	for _, r := range f.sockets {
-		t.relayed.delete(r.address)
-		r.socket.stop()
-		t.closing = append(t.closing, r.socket)
+		t.end(r)
 	}
 	if f.lent != 0 {
 		t.meters.ReleaseMeters(f.lent)
 	}
 	return f.changedUsage()
+}
+
+// end ends one of the relayed addresses of a flow.
+func (t *flows) end(r *relayed) {
+	if r.ended {
+		return
+	}
+	r.ended = true
+	r.deadline.Store(0)
+	t.relayed.delete(r.address)
+	r.socket.stop()
+	t.closing = append(t.closing, r.socket)
+}
+
+// unrelay ends a relayed address of f, with what goes by it. It yields the final usage of that.
+func (t *flows) unrelay(f *flow, a netip.AddrPort) (final []turn.Event) {
+	for _, r := range f.sockets {
+		if r.address == a {
+			t.end(r)
+		}
+	}
+	g := f.grants.Load()
+	for _, b := range g.byNumber {
+		if b.peer.Addr().Is4() == a.Addr().Is4() {
+			final = append(final, f.endChannel(b.number)...)
+		}
+	}
+	for _, p := range g.permissions {
+		if p.peer.Is4() == a.Addr().Is4() {
+			f.unpermit(p.peer)
+		}
+	}
+	return final
 }
 
 // release closes the socket of a reservation that has ended: nothing was relayed through it.
@@ -216,6 +256,11 @@ func (t *flows) reconcile(s *turn.State) (final []turn.Event) {
 	}
 	for a := range s.Allocations() {
 		if f := t.byID[a.ID]; f != nil {
+			for _, r := range f.sockets {
+				if !slices.Contains(a.Relayed, r.address) {
+					final = append(final, t.unrelay(f, r.address)...)
+				}
+			}
 			f.assume(a)
 		} else {
 			t.adopt(a)

@@ -185,7 +185,8 @@ func (w *writer) add(events []turn.Event) {
 func ends(e turn.Event) bool {
 	switch e.Kind() {
 	case turn.KindAllocationDeleted, turn.KindAllocationExpired, turn.KindPermissionExpired,
-		turn.KindPermissionRevoked, turn.KindChannelExpired, turn.KindChannelRevoked:
+		turn.KindPermissionRevoked, turn.KindChannelExpired, turn.KindChannelRevoked,
+		turn.KindRelayedDeleted, turn.KindRelayedExpired:
 		return true
 	}
 	return false
@@ -205,8 +206,8 @@ func (w *writer) request(r request) {
 		return
 	}
 	d := turn.Decide(w.state, &w.rules, r.Request, m)
-	if d.Ports != nil {
-		d = turn.DecideBound(w.state, &w.rules, r.Request, m, w.bindPort(d.Ports, r.shard))
+	if len(d.Ports) > 0 {
+		d = turn.DecideBound(w.state, &w.rules, r.Request, m, w.bindPorts(d.Ports, r.shard))
 	}
 	w.apply(d.Events...)
 	b := w.open
@@ -241,6 +242,14 @@ func (w *writer) takes(r request) bool {
 // outgoing is the answer to r, which is bytes[from:to] of its batch.
 func (r request) outgoing(from, to int) outgoing {
 	return outgoing{listener: r.listener, stream: r.stream, shard: r.shard, client: r.FiveTuple.Client, from: from, to: to}
+}
+
+// bindPorts opens what it can of each plan.
+func (w *writer) bindPorts(plans []turn.PortPlan, shard int) (bound []netip.AddrPort) {
+	for i := range plans {
+		bound = append(bound, w.bindPort(&plans[i], shard)...)
+	}
+	return bound
 }
 
 // bindPort opens one of the addresses of a plan, or a pair; none where none can be had.
