@@ -167,8 +167,11 @@ func (p *Process) has(capability int) bool {
 
 // who is the process that a row is about.
 func (p *Process) who() string {
-	if p.PID == 0 {
+	switch p.PID {
+	case 0:
 		return "this command"
+	case unseen:
+		return "the daemon"
 	}
 	return fmt.Sprintf("the daemon (pid %d)", p.PID)
 }

@@ -79,6 +79,10 @@ func checkAccess(f *Facts) []Row {
 func checkPrivate(f *Facts) (rows []Row) {
 	const check = "data-private"
 	for _, o := range f.Open {
+		if o.To == "" {
+			rows = append(rows, ok(check, "%s is open to everybody", o.Path).as(Fail, "name a directory of its own with --data"))
+			continue
+		}
 		rows = append(rows, ok(check, "%s has mode %s: other users may read it", o.Path, o.Mode).as(o.result(), "chmod %s= %s", o.To, o.Path))
 	}
 	if len(rows) == 0 {

@@ -228,6 +228,7 @@ func TestChecks(t *testing.T) {
 		"DataDenied":  {func(f *Facts) { f.DataOwner.Value = Access{UID: 100, User: 1000, Error: unix.EACCES} }, "data-access", "", Fail, "belongs to user 100", "chown -R 1000 /var/lib/turnstone"},
 		"DataStrange": {func(f *Facts) { f.DataOwner.Value = Access{UID: 100, Strangers: []string{"log.db"}} }, "data-access", "", Warn, "log.db to others", "chown -R 100"},
 		"DataOpen":    {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone", "0755", "go"}} }, "data-private", "", Warn, "mode 0755", "chmod go= /var/lib/turnstone"},
+		"DataForAll":  {func(f *Facts) { f.Open = []Open{{"/tmp", "0777", ""}} }, "data-private", "", Fail, "/tmp is open to everybody", "--data"},
 		"KeysOpen":    {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone/keys/nonce", "0644", "go"}} }, "data-private", "", Fail, "nonce", "chmod go="},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -51,7 +51,7 @@ type Daemon struct {
 
 // Process is what a process may do.
 type Process struct {
-	PID          int // 0: this command
+	PID          int // 0: this command; unseen: the daemon, in another pid namespace
 	Capabilities Known[uint64]
 	Files        Known[Files]
 	Elsewhere    []string             // kinds of namespaces in which the daemon is and this command is not
@@ -128,7 +128,7 @@ type Disk struct {
 type Open struct {
 	Path string
 	Mode string
-	To   string // to whom: o for others, go for the group too
+	To   string // to whom: o for others, go for the group too; empty: it is a directory for everybody
 }
 
 // Access says whether the data directory can be used.

@@ -34,11 +34,11 @@ type Host struct {
 func Gather(ctx context.Context, w Wanted, h Host) *Facts {
 	f := &Facts{Wanted: w}
 	f.Daemon = daemon(ctx, h.Socket)
-	pid := 0
 	if f.Daemon.Err == nil {
-		pid = f.Daemon.Value.Status.PID
+		f.Process = processAt(h.Socket, h.MemoryLimit)
+	} else {
+		f.Process = process(0, h.MemoryLimit)
 	}
-	f.Process = process(pid, h.MemoryLimit)
 	if !w.off() {
 		f.Kernel = kernelFacts(h.Datapath)
 		f.Chains, f.Legacy = known(chains()), known(legacyTables())

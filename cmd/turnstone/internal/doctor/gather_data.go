@@ -107,7 +107,12 @@ func readable(data string, private []string) (out []Open) {
 		out = append(out, Open{Path: path, Mode: fmt.Sprintf("%#o", info.Mode().Perm()), To: to})
 		return true
 	}
-	if look(data, "go", 0o077) {
+	info, err := os.Stat(data)
+	switch {
+	case err != nil:
+	case info.Mode()&fs.ModeSticky != 0:
+		look(data, "", 0o077)
+	case look(data, "go", 0o077):
 		_ = filepath.WalkDir(data, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || path == data || d.Type()&fs.ModeSocket != 0 {
 				return nil //nolint:nilerr // what cannot be seen is left out

@@ -13,6 +13,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// processAt looks at the process that listens at a Unix socket. What it says of its own pid may be true in another
+// pid namespace only.
+func processAt(socket string, memoryLimit func(string) (int64, bool)) Process {
+	pid, err := listener(socket)
+	if err == nil {
+		return process(pid, memoryLimit)
+	}
+	return Process{
+		PID: pid, Capabilities: Known[uint64]{Err: err}, Files: Known[Files]{Err: err}, BootOffset: Known[time.Duration]{Err: err},
+		Memory: Known[uint64]{Err: err}, PrivateMount: Known[bool]{Err: err},
+	}
+}
+
+// unseen stands for the pid of a process that this command does not see.
+const unseen = -1
+
+func listener(socket string) (int, error) {
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		return unseen, err
+	}
+	defer c.Close()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return unseen, err
+	}
+	var who *unix.Ucred
+	var failed error
+	err = raw.Control(func(fd uintptr) { who, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, failed); err != nil {
+		return unseen, err
+	}
+	if who.Pid == 0 {
+		return unseen, errors.New("the daemon runs in another pid namespace")
+	}
+	return int(who.Pid), nil
+}
+
 // process looks at a process, 0 for this one.
 func process(pid int, memoryLimit func(string) (int64, bool)) Process {
 	dir := "/proc/self"

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -291,6 +292,22 @@ func TestReadProcess(t *testing.T) {
 	}
 }
 
+func TestListener(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if pid, err := listener(socket); err != nil || pid != os.Getpid() {
+		t.Errorf("got pid %d, %v, want %d", pid, err, os.Getpid())
+	}
+	p := processAt(filepath.Join(t.TempDir(), "none"), func(string) (int64, bool) { return 0, false })
+	if p.PID != unseen || p.Capabilities.Err == nil || p.Files.Err == nil || p.Memory.Err == nil || p.BootOffset.Err == nil {
+		t.Errorf("nobody listens: got %+v, want nothing known", p)
+	}
+}
+
 func TestBootOffset(t *testing.T) {
 	dir := t.TempDir()
 	if o := bootOffset(dir); o.Err != nil || o.Value != 0 {
@@ -360,6 +377,10 @@ func TestReadable(t *testing.T) {
 	mode(secret, 0o640)
 	if got := paths(); got != "data 0755, keys 0750, nonce 0644, log.db 0644" {
 		t.Errorf("all open, but a configuration for its group: got %q", got)
+	}
+	mode(dir, 0o777|os.ModeSticky)
+	if got := readable(dir, nil); len(got) != 1 || got[0].To != "" {
+		t.Errorf("a directory for everybody: got %+v, want it alone", got)
 	}
 	mode(secret, 0o644)
 	if got := paths(); !strings.HasSuffix(got, "turnstone.toml 0644") {
