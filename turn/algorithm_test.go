@@ -25,7 +25,7 @@ type alteredCredential struct {
 func TestRFC8489Requirements(t *testing.T) {
 	g, now := NewGate(testGateConfig()), at(time.Minute)
 	a := alice().with(algorithmSHA256, false)
-	nonce := g.nonceFor(a.Client, now)
+	nonce := g.nonceFor(g.realms.main, a.Client, now)
 	wrong := newCaller("alice", "x", a.Client.String()).with(algorithmSHA256, false)
 	md5, legacy := a.with(algorithmMD5, false), alice()
 	sha1 := stun.MessageIntegrity(algorithmSHA256.key("alice", testRealm, "wonderland"))
@@ -70,8 +70,8 @@ func TestRFC8489Requirements(t *testing.T) {
 		{"9.2.4", "SHA256CountsWhereBothAre", alteredCredential{key: setters(set(stun.AttrMessageIntegrity, make([]byte, 20)...), a.key())}, 0, true},
 		{"9.2.4", "SHA256CountsWhereBothAreAndItIsWrong", alteredCredential{key: setters(sha1, wrong.key())}, 401, false},
 		{"9.2.4", "SHA1OfSHA256Key", alteredCredential{key: sha1}, 0, true},
-		{"9.2.4", "NonceStale", alteredCredential{nonce: stun.NewNonce(g.nonceFor(a.Client, at(-2*time.Hour)))}, 438, false},
-		{"9.2.4", "NonceOfOtherClient", alteredCredential{nonce: stun.NewNonce(g.nonceFor(bob().Client, now))}, 438, false},
+		{"9.2.4", "NonceStale", alteredCredential{nonce: stun.NewNonce(g.nonceFor(g.realms.main, a.Client, at(-2*time.Hour)))}, 438, false},
+		{"9.2.4", "NonceOfOtherClient", alteredCredential{nonce: stun.NewNonce(g.nonceFor(g.realms.main, bob().Client, now))}, 438, false},
 		{"9.2.1", "FeatureStripped", alteredCredential{nonce: stun.NewNonce(stripped)}, 438, false},
 		{"9.2.1", "FeatureAndListStripped", alteredCredential{nonce: stun.NewNonce(stripped), algorithms: nothing, algorithm: nothing, key: md5.key()}, 438, false},
 		{"9.2.1", "FeatureStrippedAndUnknownChoice", alteredCredential{nonce: stun.NewNonce(stripped), algorithm: algorithm(0, 9, 0, 0)}, 400, false},
@@ -350,12 +350,12 @@ func TestParseCookie(t *testing.T) {
 // FuzzNonce reads anything as a nonce; none is valid but those that were made.
 func FuzzNonce(f *testing.F) {
 	g, client, now := NewGate(testGateConfig()), addrPort("198.51.100.1:5000"), at(0)
-	good := g.nonceFor(client, now)
+	good := g.nonceFor(g.realms.main, client, now)
 	for _, seed := range []string{good, good[:len(good)-1], good + "A", "obMatJos2AAAC", cookieText, ""} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, nonce []byte) {
-		if o := g.offered(nonce); int(o) >= len(offers) {
+		if o := g.realms.main.offered(nonce); int(o) >= len(offers) {
 			t.Fatalf("got offer %d, there are %d", o, len(offers))
 		}
 		if features, ok := parseCookie(nonce); features > 0xFFFFFF || (!ok && features != 0) {
@@ -371,7 +371,7 @@ func FuzzNonce(f *testing.F) {
 func FuzzPasswordAlgorithms(f *testing.F) {
 	g, now := NewGate(testGateConfig()), at(0)
 	a := alice().with(algorithmSHA256, false)
-	nonce := g.nonceFor(a.Client, now)
+	nonce := g.nonceFor(g.realms.main, a.Client, now)
 	f.Add([]byte{0, 2, 0, 0, 0, 1, 0, 0}, []byte{0, 2, 0, 0})
 	f.Add([]byte{0, 2, 0, 0, 0, 1, 0, 0}, []byte{0, 1, 0, 0})
 	f.Add([]byte{0, 1, 0, 0}, []byte{0, 1, 0, 0})

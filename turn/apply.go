@@ -202,7 +202,7 @@ func (s *State) insert(a *Allocation) {
 		s.byRelayed[r] = a
 		s.usePort(r)
 	}
-	s.byOwner[Owner(a.Username)]++
+	s.own(holderOf(a.Realm, a.Username))
 	s.ends.add(a)
 }
 
@@ -223,14 +223,22 @@ func (s *State) remove(a *Allocation) {
 		delete(s.byRelayed, r)
 		s.ports[r.Addr()].remove(r.Port())
 	}
-	s.disown(a.Username)
+	s.disown(holderOf(a.Realm, a.Username))
 }
 
-// disown takes one from what the owner of username has.
-func (s *State) disown(username string) {
-	owner := Owner(username)
-	if s.byOwner[owner]--; s.byOwner[owner] == 0 {
-		delete(s.byOwner, owner)
+// own adds one to what h has.
+func (s *State) own(h holder) {
+	s.byOwner[h]++
+	s.byRealm[h.realm]++
+}
+
+// disown takes one from what h has.
+func (s *State) disown(h holder) {
+	if s.byOwner[h]--; s.byOwner[h] == 0 {
+		delete(s.byOwner, h)
+	}
+	if s.byRealm[h.realm]--; s.byRealm[h.realm] == 0 {
+		delete(s.byRealm, h.realm)
 	}
 }
 

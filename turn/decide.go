@@ -20,7 +20,7 @@ type Decision struct {
 // place, the events that end it come first.
 func Decide(s *State, r *Rules, q *Request, m Moment) Decision {
 	a, over := s.live(s.byFiveTuple[q.FiveTuple], m)
-	if a != nil && a.Username != q.Username {
+	if a != nil && !r.same(q, a.Realm, a.Username) {
 		if q.Method == stun.MethodAllocate {
 			return q.refuse(CodeAllocationMismatch)
 		}

@@ -571,7 +571,7 @@ func TestQuotaCountsTimeLimitedCredentialsOfOneUser(t *testing.T) {
 		want := map[bool]int{true: 486, false: 0}[i == 2]
 		c.mustDo(want, who, stun.MethodAllocate, transport(17))
 	}
-	if got := c.state.Owned("carol"); got != 2 {
+	if got := c.state.Owned(testRealm, "carol"); got != 2 {
 		t.Errorf("got %d allocations of carol, want 2", got)
 	}
 }

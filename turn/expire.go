@@ -72,25 +72,28 @@ func (s *State) live(a *Allocation, m Moment) (*Allocation, []Event) {
 	return &left, over
 }
 
-// count counts the allocations and reservations that are live at m, and those of owner among them.
-func (s *State) count(owner string, m Moment) (all, owned int) {
-	all, owned = len(s.allocations)+len(s.reservations.list), s.byOwner[owner]
+// count counts the allocations and reservations that are live at m: all, those of h, and those in its realm.
+func (s *State) count(h holder, m Moment) (all, owned, realm int) {
+	all, owned, realm = len(s.allocations)+len(s.reservations.list), s.byOwner[h], s.byRealm[h.realm]
+	over := func(of holder) {
+		all--
+		if of == h {
+			owned--
+		}
+		if of.realm == h.realm {
+			realm--
+		}
+	}
 	s.ends.build(s.allocations)
 	for _, a := range s.ends.within(m.Uptime) {
 		if a.Deadline.Passed(m) {
-			all--
-			if Owner(a.Username) == owner {
-				owned--
-			}
+			over(holderOf(a.Realm, a.Username))
 		}
 	}
 	for _, r := range s.reservations.over(m) {
-		all--
-		if Owner(r.Username) == owner {
-			owned--
-		}
+		over(holderOf(r.Realm, r.Username))
 	}
-	return all, owned
+	return all, owned, realm
 }
 
 // overdue are the events that end what is over of a at m.
@@ -130,7 +133,7 @@ func Close(s *State, id AllocationID, why Reason) []Event {
 func Reconcile(s *State, r *Rules, g *Gate) []Event {
 	var events []Event
 	for a := range s.Allocations() {
-		if !g.Knows(a.Username, a.Created) {
+		if !g.Knows(a.Realm, a.Username, a.Created) {
 			events = append(events, AllocationDeleted{Allocation: a.ID, Reason: ReasonUserRemoved})
 			continue
 		}
@@ -146,7 +149,7 @@ func Reconcile(s *State, r *Rules, g *Gate) []Event {
 		}
 	}
 	for _, held := range s.reservations.list {
-		if !g.Knows(held.Username, held.Made) {
+		if !g.Knows(held.Realm, held.Username, held.Made) {
 			events = append(events, ReservationRevoked{Relayed: held.Relayed, Reason: ReasonUserRemoved})
 		}
 	}

@@ -61,7 +61,8 @@ type caller struct {
 	FiveTuple
 	user, password string
 	algorithm      algorithm
-	anonymous      bool // sends USERHASH
+	anonymous      bool   // sends USERHASH
+	realm          string // empty: testRealm
 }
 
 func newCaller(user, password, address string) *caller {
@@ -84,11 +85,25 @@ func timeLimitedCaller(user, secret string, expiry Moment, address string) *call
 	return newCaller(name, TimeLimitedPassword([]byte(secret), name), address)
 }
 
+// in is c as a client that was told another realm.
+func (c *caller) in(realm string) *caller {
+	other := *c
+	other.realm = realm
+	return &other
+}
+
+func (c *caller) realmName() string {
+	if c.realm == "" {
+		return testRealm
+	}
+	return c.realm
+}
+
 func (c *caller) key() stun.Setter {
 	if c.algorithm == 0 {
-		return stun.NewLongTermIntegrity(c.user, testRealm, c.password)
+		return stun.NewLongTermIntegrity(c.user, c.realmName(), c.password)
 	}
-	text := []byte(c.user + ":" + testRealm + ":" + c.password)
+	text := []byte(c.user + ":" + c.realmName() + ":" + c.password)
 	if c.algorithm == algorithmMD5 {
 		sum := md5.Sum(text) //nolint:gosec // as RFC 8489 has it
 		return integrity256(sum[:])
@@ -115,13 +130,13 @@ func (c *caller) name() stun.Setter {
 	if !c.anonymous {
 		return set(stun.AttrUsername, []byte(c.user)...) // the library takes no long one
 	}
-	sum := sha256.Sum256([]byte(c.user + ":" + testRealm))
+	sum := sha256.Sum256([]byte(c.user + ":" + c.realmName()))
 	return set(stun.AttrUserhash, sum[:]...)
 }
 
 // credential is the attributes a credential is made of.
 func (c *caller) credential(nonce string) []stun.Setter {
-	list := []stun.Setter{c.name(), stun.NewRealm(testRealm), stun.NewNonce(nonce)}
+	list := []stun.Setter{c.name(), stun.NewRealm(c.realmName()), stun.NewNonce(nonce)}
 	if c.algorithm == 0 {
 		return list
 	}
@@ -186,7 +201,7 @@ func plain(method stun.Method, tx TransactionID, attributes ...stun.Setter) []by
 
 // signed builds a request of c with a nonce of g from m; tail follows MESSAGE-INTEGRITY.
 func (c *caller) signed(g *Gate, m Moment, method stun.Method, tx TransactionID, attributes []stun.Setter, tail ...stun.Setter) []byte {
-	all := append(c.credential(g.nonceFor(c.Client, m)), attributes...)
+	all := append(c.credential(g.nonceFor(g.realms.main, c.Client, m)), attributes...)
 	return plain(method, tx, append(append(all, c.key()), tail...)...)
 }
 

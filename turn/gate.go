@@ -25,7 +25,8 @@ type GateConfig struct {
 	Realm           string // prepared, see [OpaqueString]
 	Software        string // SOFTWARE in every answer, empty for none
 	Users           []User
-	Secrets         [][]byte // of TURN REST; several, so that they can be rotated
+	Realms          []RealmConfig // further ones
+	Secrets         [][]byte      // of TURN REST; several, so that they can be rotated
 	NonceKey        [32]byte
 	NonceLifetime   time.Duration
 	CredentialGrace time.Duration // how long past its expiry a time-limited credential may refresh; <0: without end
@@ -35,35 +36,13 @@ type GateConfig struct {
 // them: it does not change and is safe for concurrent use.
 type Gate struct {
 	GateConfig
-	users  map[string]keys
-	names  map[[sha256.Size]byte]string // by USERHASH
-	dummy  keys                         // of nobody
-	offer  offer
-	cookie string
+	realms realms
 	macs   sync.Pool // of nonceHash
 }
 
 // NewGate makes a Gate; the slices in c belong to it from then on.
-//
-// SHA-256 is offered where everybody can use it: a client takes the first
-// algorithm that it knows before anybody knows who it is. Anonymity is offered where the
-// users are all known, for then clients must use it, and a time-limited username is in no table.
 func NewGate(c GateConfig) *Gate {
-	g := &Gate{GateConfig: c, users: map[string]keys{}, names: map[[sha256.Size]byte]string{}}
-	for _, u := range c.Users {
-		k := keysOf(u, c.Realm)
-		if k.sha256 == nil {
-			g.offer = offerMD5
-		}
-		g.users[u.Name] = k
-		g.names[userHash(u.Name, c.Realm)] = u.Name
-	}
-	g.dummy = keysOf(User{Password: string(c.NonceKey[:])}, c.Realm)
-	features := byte(featureAlgorithms)
-	if len(c.Secrets) == 0 {
-		features |= featureAnonymity
-	}
-	g.cookie = cookie(features)
+	g := &Gate{GateConfig: c, realms: newRealms(&c)}
 	g.macs.New = func() any { return &nonceHash{Hash: hmac.New(sha256.New, c.NonceKey[:])} }
 	return g
 }
@@ -93,13 +72,14 @@ func (g *Gate) Admit(t FiveTuple, frame []byte, m Moment) (*Request, *Reply, err
 		return nil, g.binding(q, msg), nil
 	}
 	list, p := proven(msg)
-	if code := g.authenticate(q, msg, list, p, m); code != 0 {
-		return nil, g.refuse(q, code, m), nil
+	r := g.realms.of(t, list)
+	if code := g.authenticate(q, r, msg, list, p, m); code != 0 {
+		return nil, g.refuse(q, r, code, m), nil
 	}
 	if u := unknown(list); len(u) > 0 {
-		r := q.reply(CodeUnknownAttribute)
-		r.unknown = u
-		return nil, r, nil
+		reply := q.reply(CodeUnknownAttribute)
+		reply.unknown = u
+		return nil, reply, nil
 	}
 	q.decode(msg, list)
 	return q, nil, nil
@@ -148,14 +128,14 @@ func (g *Gate) binding(q *Request, msg *stun.Message) *Reply {
 
 // refuse is the answer to a request that is not authenticated. It depends on
 // nothing but the code: an unknown user and a wrong password look alike.
-func (g *Gate) refuse(q *Request, code int, m Moment) *Reply {
+func (g *Gate) refuse(q *Request, r *realm, code int, m Moment) *Reply {
 	q.key = nil
-	r := q.reply(code)
-	r.Unauthenticated = true
+	reply := q.reply(code)
+	reply.Unauthenticated = true
 	if code != CodeBadRequest {
-		r.realm, r.nonce, r.algorithms = g.Realm, g.nonceFor(q.FiveTuple.Client, m), offers[g.offer]
+		reply.realm, reply.nonce, reply.algorithms = r.name, g.nonceFor(r, q.FiveTuple.Client, m), offers[r.offer]
 	}
-	return r
+	return reply
 }
 
 // credential is what a request says of who sent it; nil is absent.
@@ -207,7 +187,7 @@ func (c *credential) negotiates() bool { return c.algorithm != nil || c.algorith
 
 // algorithm is how the key of c is made, false where that is not what was
 // offered with the nonce: somebody on the way may have changed the offer (RFC 8489 section 9.2.1).
-func (g *Gate) algorithm(c *credential) (algorithm, bool) {
+func (r *realm) algorithm(c *credential) (algorithm, bool) {
 	if !c.negotiates() {
 		return algorithmMD5, true
 	}
@@ -215,12 +195,12 @@ func (g *Gate) algorithm(c *credential) (algorithm, bool) {
 	if features, _ := parseCookie(c.nonce); !ok || features&featureAlgorithms == 0 {
 		return a, ok
 	}
-	o := g.offered(c.nonce)
+	o := r.offered(c.nonce)
 	return a, bytes.Equal(c.algorithms, offers[o]) && o.has(a)
 }
 
 // authenticate proves who sent msg and fills q's name and key, or says with what code to refuse.
-func (g *Gate) authenticate(q *Request, msg *stun.Message, list stun.Attributes, p proof, m Moment) int {
+func (g *Gate) authenticate(q *Request, r *realm, msg *stun.Message, list stun.Attributes, p proof, m Moment) int {
 	if p.kind == 0 {
 		return CodeUnauthenticated
 	}
@@ -228,18 +208,18 @@ func (g *Gate) authenticate(q *Request, msg *stun.Message, list stun.Attributes,
 	if !c.complete() || !p.wellFormed(msg) {
 		return CodeBadRequest
 	}
-	a, ok := g.algorithm(&c)
+	a, ok := r.algorithm(&c)
 	if !ok {
 		return CodeBadRequest
 	}
 	q.nonceReturned = g.nonceValid(c.nonce, q.FiveTuple.Client, m)
-	q.Username, q.Realm, q.sha256 = string(bareName(c.name)), g.Realm, c.negotiates()
+	q.Username, q.Realm, q.sha256 = string(bareName(c.name)), r.name, c.negotiates()
 	if c.hash != nil {
-		q.Username = g.names[[sha256.Size]byte(c.hash)]
+		q.Username = r.names[[sha256.Size]byte(c.hash)]
 	}
-	q.key = g.verify(msg, p, a, q.Username)
+	q.key = g.verify(r, msg, p, a, q.Username)
 	switch {
-	case q.key == nil, !g.current(q, m):
+	case q.key == nil, !g.current(r, q, m):
 		return CodeUnauthenticated
 	case !q.nonceReturned:
 		return CodeStaleNonce
@@ -250,23 +230,23 @@ func (g *Gate) authenticate(q *Request, msg *stun.Message, list stun.Attributes,
 // verify yields the key with which the proof of msg holds, nil where none
 // does. What it costs does not depend on whether the user exists: every
 // secret is tried for every name, and an unknown name is checked against a key of nobody.
-func (g *Gate) verify(msg *stun.Message, p proof, a algorithm, username string) []byte {
+func (g *Gate) verify(r *realm, msg *stun.Message, p proof, a algorithm, username string) []byte {
 	var proved []byte
 	try := func(key []byte, real bool) {
 		if p.holds(msg, key) && real && proved == nil {
 			proved = key
 		}
 	}
-	user, static := g.users[username]
+	user, static := r.users[username]
 	key := user.of(a)
 	known := key != nil
 	if !known {
-		key = g.dummy.of(a)
+		key = r.dummy.of(a)
 	}
 	try(key, known)
 	_, _, limited := timeLimited(username)
 	for _, secret := range g.Secrets {
-		try(a.key(username, g.Realm, TimeLimitedPassword(secret, username)), limited && !static)
+		try(a.key(username, r.name, TimeLimitedPassword(secret, username)), limited && !static)
 	}
 	return proved
 }
@@ -274,8 +254,8 @@ func (g *Gate) verify(msg *stun.Message, p proof, a algorithm, username string) 
 // current says whether the credential of q may still do what q asks. A static
 // user's may always. The expiry of a time-limited one ends new
 // allocations, and after the grace everything but giving up what it holds.
-func (g *Gate) current(q *Request, m Moment) bool {
-	if _, static := g.users[q.Username]; static {
+func (g *Gate) current(r *realm, q *Request, m Moment) bool {
+	if _, static := r.users[q.Username]; static {
 		return true
 	}
 	expiry, _, _ := timeLimited(q.Username)
@@ -289,11 +269,11 @@ func (g *Gate) current(q *Request, m Moment) bool {
 	return g.CredentialGrace < 0 || over < g.CredentialGrace
 }
 
-// Knows says whether an allocation that username made at created may live on: after a
+// Knows says whether an allocation that username made in a realm at created may live on: after a
 // reload that removed its user it may not. A name whose expiry was over by then
 // was no time-limited credential, but that of a static user who is gone.
-func (g *Gate) Knows(username string, created Moment) bool {
-	if _, static := g.users[username]; static {
+func (g *Gate) Knows(realm, username string, created Moment) bool {
+	if _, static := g.realms.named(realm).users[username]; static {
 		return true
 	}
 	expiry, _, limited := timeLimited(username)

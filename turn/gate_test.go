@@ -17,7 +17,7 @@ const allocateMethod = stun.MethodAllocate
 
 func TestAdmitOrder(t *testing.T) {
 	g, a, now := NewGate(testGateConfig()), alice(), at(time.Minute)
-	good, tx := g.nonceFor(a.Client, now), txid(1)
+	good, tx := g.nonceFor(g.realms.main, a.Client, now), txid(1)
 	stranger, wrong := newCaller("mallory", "x", a.Client.String()), newCaller("alice", "x", a.Client.String())
 	unknownAttribute := set(0x7FFE, 1)
 	without := func(drop stun.AttrType) []stun.Setter {
@@ -378,7 +378,7 @@ func TestStaticUserWithTimeLikeName(t *testing.T) {
 			if q, _, _ := g.Admit(minted.FiveTuple, minted.signed(g, now, stun.MethodRefresh, txid(1), nil), now); q != nil {
 				t.Error("a minted password opens the account of a static user")
 			}
-			if without := NewGate(testGateConfig()); without.Knows(name, now) {
+			if without := NewGate(testGateConfig()); without.Knows(testRealm, name, now) {
 				t.Error("the user is known after it was removed")
 			}
 		})
@@ -401,7 +401,7 @@ func TestKnows(t *testing.T) {
 		{g, TimeLimitedUsername("carol", now.WallTime()), false},
 		{NewGate(bare), TimeLimitedUsername("carol", at(time.Second).WallTime()), false},
 	} {
-		if got := tt.gate.Knows(tt.name, now); got != tt.want {
+		if got := tt.gate.Knows(testRealm, tt.name, now); got != tt.want {
 			t.Errorf("Knows(%q): got %t, want %t", tt.name, got, tt.want)
 		}
 	}
@@ -424,7 +424,7 @@ func TestNonce(t *testing.T) {
 	other := testGateConfig()
 	other.NonceKey = [32]byte{8}
 	again := NewGate(testGateConfig())
-	nonce := g.nonceFor(client, made)
+	nonce := g.nonceFor(g.realms.main, client, made)
 	if len(nonce) > 127 {
 		t.Errorf("got a nonce of %d bytes, want fewer than 128", len(nonce))
 	}

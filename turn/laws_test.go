@@ -214,7 +214,7 @@ func (w *world) reconfigure() {
 	w.rules.MaxPermissions = 1 + w.pick(4, "permissions")
 	w.reload()
 	for a := range w.state.Allocations() {
-		if !w.gate.Knows(a.Username, a.Created) {
+		if !w.gate.Knows(a.Realm, a.Username, a.Created) {
 			w.Errorf("allocation %d of %q lives on", a.ID, a.Username)
 		}
 		for _, p := range a.Permissions {
@@ -229,7 +229,7 @@ func (w *world) reconfigure() {
 		}
 	}
 	for _, r := range w.state.Reservations() {
-		if !w.gate.Knows(r.Username, r.Made) {
+		if !w.gate.Knows(r.Realm, r.Username, r.Made) {
 			w.Errorf("the reservation of %q lives on", r.Username)
 		}
 	}
@@ -316,11 +316,12 @@ func cloneImage(im Image) Image {
 // checkState holds the invariants of a state.
 func checkState(t tb, s *State, maxLifetime time.Duration) {
 	t.Helper()
-	owners := map[string]int{}
+	owners, realms := map[holder]int{}, map[string]int{}
 	relayed := 0
 	first, some := time.Duration(0), false
 	for a := range s.Allocations() {
-		owners[Owner(a.Username)]++
+		owners[holderOf(a.Realm, a.Username)]++
+		realms[a.Realm]++
 		relayed += len(a.Relayed)
 		if a.ID == 0 || a.ID > s.last || s.byFiveTuple[a.FiveTuple] != a {
 			t.Errorf("allocation %d is not in its place, the last is %d", a.ID, s.last)
@@ -336,7 +337,8 @@ func checkState(t tb, s *State, maxLifetime time.Duration) {
 		}
 	}
 	for _, r := range s.reservations.list {
-		owners[Owner(r.Username)]++
+		owners[holderOf(r.Realm, r.Username)]++
+		realms[r.Realm]++
 		if s.byRelayed[r.Relayed] != nil || s.Reserved(r.Relayed) != r || s.reservations.byToken[r.Token] != r || !s.ports[r.Relayed.Addr()].has(r.Relayed.Port()) {
 			t.Errorf("%v is reserved and not in its place", r.Relayed)
 		}
@@ -353,8 +355,8 @@ func checkState(t tb, s *State, maxLifetime time.Duration) {
 	if len(s.byFiveTuple) != len(s.allocations) || len(s.byRelayed) != relayed {
 		t.Errorf("got %d five-tuples and %d relayed addresses for %d and %d", len(s.byFiveTuple), len(s.byRelayed), len(s.allocations), relayed)
 	}
-	if !maps.Equal(owners, s.byOwner) {
-		t.Errorf("got owners %v, want %v", s.byOwner, owners)
+	if !maps.Equal(owners, s.byOwner) || !maps.Equal(realms, s.byRealm) {
+		t.Errorf("got owners %v and realms %v, want %v and %v", s.byOwner, s.byRealm, owners, realms)
 	}
 	ports := 0
 	for _, p := range s.ports {

@@ -16,18 +16,18 @@ const (
 	nonceBytes = 1 + nonceTime + nonceMAC
 )
 
-// nonceFor makes the nonce of a client: the nonce cookie, and behind it what is
+// nonceFor makes the nonce of a client in r: the nonce cookie, and behind it what is
 // offered to the client, when the nonce was made, and a MAC over all of it and
 // the client's address, so that the server keeps nothing and a restart
 // changes nothing. It is valid on the wall clock.
-func (g *Gate) nonceFor(client netip.AddrPort, m Moment) string {
+func (g *Gate) nonceFor(r *realm, client netip.AddrPort, m Moment) string {
 	var b [nonceBytes]byte
 	binary.BigEndian.PutUint64(b[:], uint64(m.Wall/int64(time.Millisecond)))
 	copy(b[1:], b[2:8]) // the milliseconds, without their two first bytes
-	b[0] = byte(g.offer)
-	g.nonceMAC(b[1+nonceTime:], g.cookie, b[:1+nonceTime], client)
+	b[0] = byte(r.offer)
+	g.nonceMAC(b[1+nonceTime:], r.cookie, b[:1+nonceTime], client)
 	text := make([]byte, 0, 64)
-	text = append(text, g.cookie...)
+	text = append(text, r.cookie...)
 	return string(base64.RawURLEncoding.AppendEncode(text, b[:]))
 }
 
@@ -59,11 +59,11 @@ func parseNonce(nonce []byte) (b [nonceBytes]byte, ok bool) {
 }
 
 // offered is the list that went out with nonce; with one that is not ours, the list of today.
-func (g *Gate) offered(nonce []byte) offer {
+func (r *realm) offered(nonce []byte) offer {
 	if b, ok := parseNonce(nonce); ok {
 		return offer(b[0])
 	}
-	return g.offer
+	return r.offer
 }
 
 // nonceMAC fills dst with the front of the MAC.

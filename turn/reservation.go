@@ -22,6 +22,7 @@ type Reservation struct {
 	Username string           `cbor:"3,keyasint"`
 	Made     Moment           `cbor:"4,keyasint"`
 	Deadline Deadline         `cbor:"5,keyasint"`
+	Realm    string           `cbor:"6,keyasint"`
 }
 
 // reservations are those of a State.
@@ -85,7 +86,7 @@ func (s *State) reserve(a *Allocation, e ReservationMade) error {
 		return fmt.Errorf("%v is relayed or reserved already", e.Relayed)
 	}
 	s.hold(&Reservation{
-		Relayed: e.Relayed, Token: e.Token, Username: a.Username, Made: s.moment,
+		Relayed: e.Relayed, Token: e.Token, Username: a.Username, Realm: a.Realm, Made: s.moment,
 		Deadline: s.moment.After(time.Duration(e.Lifetime) * time.Second),
 	})
 	s.answers.amend(transactionOf(a.FiveTuple, KindAllocationCreated, e.Tx), func(given *answer) { given.token = e.Token })
@@ -96,14 +97,14 @@ func (s *State) reserve(a *Allocation, e ReservationMade) error {
 func (s *State) hold(r *Reservation) {
 	s.reservations.add(r)
 	s.usePort(r.Relayed)
-	s.byOwner[Owner(r.Username)]++
+	s.own(holderOf(r.Realm, r.Username))
 }
 
 // release takes r out of every index.
 func (s *State) release(r *Reservation) {
 	s.reservations.remove(r)
 	s.ports[r.Relayed.Addr()].remove(r.Relayed.Port())
-	s.disown(r.Username)
+	s.disown(holderOf(r.Realm, r.Username))
 }
 
 // unreserve ends the reservation of an address.
@@ -120,7 +121,7 @@ func (s *State) unreserve(a netip.AddrPort) error {
 // five-tuple may be any; its user must be the one who has the token.
 func redeem(s *State, r *Rules, q *Request, m Moment) Decision {
 	held := s.reservations.byToken[q.token]
-	if held == nil || held.Deadline.Passed(m) || held.Username != q.Username {
+	if held == nil || held.Deadline.Passed(m) || !r.same(q, held.Realm, held.Username) {
 		return q.refuse(CodeInsufficientCapacity)
 	}
 	if code := lacks(s, r, q, 0, m); code != 0 {

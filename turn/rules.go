@@ -39,11 +39,14 @@ type Rules struct {
 
 	MaxAllocations  int // in total; 0: no limit
 	MaxPerOwner     int // see [Owner]; 0: no limit
+	MaxPerRealm     int // 0: no limit
 	MaxPermissions  int // per allocation
 	MaxChannels     int // per allocation
 	DefaultLifetime time.Duration
 	MaxLifetime     time.Duration
 	LastChannel     ChannelNumber // ChannelLast, or ChannelLastRFC5766
+
+	Realms []string // besides the one that all other names stand for
 
 	Storage  Room
 	Draining bool // no new allocations
@@ -106,6 +109,20 @@ func (r *Rules) Guarded(a netip.Addr) bool {
 		return false
 	}
 	return !r.Policy.AllowsExactly(a) && !r.Policy.AllowsExactly(r.Shown(netip.AddrPortFrom(a, 0)).Addr())
+}
+
+// same says whether q is of the user that username in realm is.
+func (r *Rules) same(q *Request, realm, username string) bool {
+	return q.Username == username && (q.Realm == realm || r.realm(q.Realm) == r.realm(realm))
+}
+
+// realm is name where it is one of several realms, and else empty: the realm
+// that can be called anew without an end to the allocations in it.
+func (r *Rules) realm(name string) string {
+	if slices.Contains(r.Realms, name) {
+		return name
+	}
+	return ""
 }
 
 // lifetime is what a client that asks for q's LIFETIME gets (RFC 8656 section

@@ -25,7 +25,8 @@ type State struct {
 	allocations map[AllocationID]*Allocation
 	byFiveTuple map[FiveTuple]*Allocation
 	byRelayed   map[netip.AddrPort]*Allocation
-	byOwner     map[string]int // allocations and reservations by Owner
+	byOwner     map[holder]int // allocations and reservations
+	byRealm     map[string]int // the same
 	ports       map[netip.Addr]*portSet
 	ends        ends
 	answers     answers
@@ -39,7 +40,8 @@ func NewState() *State {
 		allocations: map[AllocationID]*Allocation{},
 		byFiveTuple: map[FiveTuple]*Allocation{},
 		byRelayed:   map[netip.AddrPort]*Allocation{},
-		byOwner:     map[string]int{},
+		byOwner:     map[holder]int{},
+		byRealm:     map[string]int{},
 		ports:       map[netip.Addr]*portSet{},
 		answers:     newAnswers(),
 
@@ -86,8 +88,13 @@ func (s *State) relays(peer netip.AddrPort, m Moment) bool {
 	return a != nil && !a.Deadline.Passed(m)
 }
 
-// Owned counts the allocations and reservations of an owner (see [Owner]).
-func (s *State) Owned(owner string) int { return s.byOwner[owner] }
+// Owned counts the allocations and reservations of an owner (see [Owner]) in a realm.
+func (s *State) Owned(realm, owner string) int { return s.byOwner[holder{realm, owner}] }
+
+// holder is whom allocations and reservations count for.
+type holder struct{ realm, owner string }
+
+func holderOf(realm, username string) holder { return holder{realm, Owner(username)} }
 
 // Allocations walks the allocations in the order of their ids.
 func (s *State) Allocations() iter.Seq[*Allocation] {

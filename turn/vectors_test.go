@@ -115,7 +115,8 @@ func TestRFC5769LongTerm(t *testing.T) {
 	}
 	proved := func() bool {
 		_, p := proven(&msg)
-		return NewGate(config).verify(&msg, p, algorithmMD5, name) != nil
+		g := NewGate(config)
+		return g.verify(g.realms.main, &msg, p, algorithmMD5, name) != nil
 	}
 	if !proved() {
 		t.Error("the integrity does not hold with the right password")
@@ -156,11 +157,11 @@ func TestRFC8489Sample(t *testing.T) {
 	if features, ok := parseCookie(c.nonce); !ok || features != featureAnonymity {
 		t.Errorf("got features %b, %t, want anonymity", features, ok)
 	}
-	a, ok := g.algorithm(&c)
+	a, ok := g.realms.main.algorithm(&c)
 	if !ok || a != algorithmSHA256 {
 		t.Fatalf("got algorithm %d, %t, want SHA-256", a, ok)
 	}
-	key := g.verify(&msg, p, a, g.names[[32]byte(c.hash)])
+	key := g.verify(g.realms.main, &msg, p, a, g.realms.main.names[[32]byte(c.hash)])
 	if key == nil {
 		t.Fatal("the integrity does not hold")
 	}

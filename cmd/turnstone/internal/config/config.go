@@ -33,6 +33,8 @@ type Config struct {
 // Auth says who may use the relay.
 type Auth struct {
 	Users           []string `toml:"users" flag:"user" arg:"NAME:PASSWORD" env:"USERS" secret:"true" doc:"Long-term credentials, NAME:PASSWORD, or NAME:0xKEY with a key in hex: the MD5 one (32 digits), the SHA-256 one (64), or both in this order (96). While one user has an MD5 key alone, SHA-256 is offered to nobody. With neither users nor secrets, a demo credential is made and printed."`
+	Realms          []string `toml:"realms" flag:"auth-realm" arg:"NAME=FROM..." env:"AUTH_REALMS" doc:"Further realms, each with users of its own: NAME=FROM, where FROM is a list, separated by spaces, of origins (https://app.example.org, as clients say them in ORIGIN) and of listeners as listen has them. What comes by a listener of a realm is for that realm alone."`
+	RealmUsers      []string `toml:"realm-users" flag:"realm-user" arg:"REALM/NAME:PASSWORD" env:"REALM_USERS" secret:"true" doc:"Long-term credentials in further realms: the realm, a slash, and what users would have."`
 	Secrets         []string `toml:"secrets" flag:"auth-secret" arg:"SECRET" env:"AUTH_SECRETS" secret:"true" doc:"Secrets of time-limited credentials (TURN REST). Several, so that one can be rotated in before the other goes."`
 	NonceLifetime   Duration `toml:"nonce-lifetime" flag:"nonce-lifetime" arg:"DURATION" env:"NONCE_LIFETIME" doc:"For how long a nonce is good."`
 	CredentialGrace Duration `toml:"credential-grace" flag:"credential-grace" arg:"DURATION" env:"CREDENTIAL_GRACE" doc:"For how long past its expiry a time-limited credential may still refresh what it holds; unlimited for as long as it likes."`
@@ -47,16 +49,17 @@ type Peers struct {
 
 // Limits bound what clients can take.
 type Limits struct {
-	MaxAllocations        int      `toml:"max-allocations" flag:"max-allocations" arg:"N" env:"MAX_ALLOCATIONS" doc:"Allocations in total, 0 for as many as there are ports."`
-	MaxAllocationsPerUser int      `toml:"max-allocations-per-user" flag:"max-allocations-per-user" arg:"N" env:"MAX_ALLOCATIONS_PER_USER" doc:"Allocations of one user, 0 for no limit. Time-limited credentials of one user count together."`
-	MaxPermissions        int      `toml:"max-permissions" flag:"max-permissions" arg:"N" env:"MAX_PERMISSIONS" doc:"Permissions of one allocation."`
-	MaxChannels           int      `toml:"max-channels" flag:"max-channels" arg:"N" env:"MAX_CHANNELS" doc:"Channels of one allocation."`
-	MaxBandwidth          int      `toml:"max-bandwidth" flag:"max-bandwidth" arg:"N" env:"MAX_BANDWIDTH" doc:"Bytes of application data a second that one allocation may relay in each direction, by the kernel and userspace together; 0 for no limit."`
-	DefaultLifetime       Duration `toml:"default-lifetime" flag:"default-lifetime" arg:"DURATION" env:"DEFAULT_LIFETIME" doc:"Lifetime of an allocation whose client asks for none or less."`
-	MaxLifetime           Duration `toml:"max-lifetime" flag:"max-lifetime" arg:"DURATION" env:"MAX_LIFETIME" doc:"Lifetime of an allocation at most."`
-	ChannelRange          string   `toml:"channel-range" flag:"channel-range" arg:"NAME" env:"CHANNEL_RANGE" doc:"Channel numbers clients may bind: rfc5766 (0x4000-0x7FFF), which clients in the field use, or rfc8656 (0x4000-0x4FFF)."`
-	UnauthRate            int      `toml:"unauth-rate" flag:"unauth-rate" arg:"N" env:"UNAUTH_RATE" doc:"Answers a second to one IPv4 address or IPv6 /64 that has not authenticated, loopback excepted; 0 for no limit."`
-	UnauthBurst           int      `toml:"unauth-burst" flag:"unauth-burst" arg:"N" env:"UNAUTH_BURST" doc:"Such answers at once."`
+	MaxAllocations         int      `toml:"max-allocations" flag:"max-allocations" arg:"N" env:"MAX_ALLOCATIONS" doc:"Allocations in total, 0 for as many as there are ports."`
+	MaxAllocationsPerUser  int      `toml:"max-allocations-per-user" flag:"max-allocations-per-user" arg:"N" env:"MAX_ALLOCATIONS_PER_USER" doc:"Allocations of one user, 0 for no limit. Time-limited credentials of one user count together."`
+	MaxAllocationsPerRealm int      `toml:"max-allocations-per-realm" flag:"max-allocations-per-realm" arg:"N" env:"MAX_ALLOCATIONS_PER_REALM" doc:"Allocations in each realm, 0 for no limit."`
+	MaxPermissions         int      `toml:"max-permissions" flag:"max-permissions" arg:"N" env:"MAX_PERMISSIONS" doc:"Permissions of one allocation."`
+	MaxChannels            int      `toml:"max-channels" flag:"max-channels" arg:"N" env:"MAX_CHANNELS" doc:"Channels of one allocation."`
+	MaxBandwidth           int      `toml:"max-bandwidth" flag:"max-bandwidth" arg:"N" env:"MAX_BANDWIDTH" doc:"Bytes of application data a second that one allocation may relay in each direction, by the kernel and userspace together; 0 for no limit."`
+	DefaultLifetime        Duration `toml:"default-lifetime" flag:"default-lifetime" arg:"DURATION" env:"DEFAULT_LIFETIME" doc:"Lifetime of an allocation whose client asks for none or less."`
+	MaxLifetime            Duration `toml:"max-lifetime" flag:"max-lifetime" arg:"DURATION" env:"MAX_LIFETIME" doc:"Lifetime of an allocation at most."`
+	ChannelRange           string   `toml:"channel-range" flag:"channel-range" arg:"NAME" env:"CHANNEL_RANGE" doc:"Channel numbers clients may bind: rfc5766 (0x4000-0x7FFF), which clients in the field use, or rfc8656 (0x4000-0x4FFF)."`
+	UnauthRate             int      `toml:"unauth-rate" flag:"unauth-rate" arg:"N" env:"UNAUTH_RATE" doc:"Answers a second to one IPv4 address or IPv6 /64 that has not authenticated, loopback excepted; 0 for no limit."`
+	UnauthBurst            int      `toml:"unauth-burst" flag:"unauth-burst" arg:"N" env:"UNAUTH_BURST" doc:"Such answers at once."`
 }
 
 // Kernel says what of the relaying the kernel does.

@@ -33,7 +33,7 @@ func (c *Config) elsewhere() host {
 
 // Transports are the transports that clients may be listened to over.
 func Transports() (out []string) {
-	for _, t := range []string{"udp", "tcp", "tls", "dtls"} {
+	for _, t := range transports {
 		if _, err := listenAddress(t + "://192.0.2.1:3478"); err == nil {
 			out = append(out, t)
 		}

@@ -15,18 +15,9 @@ func (c *Config) gate(p *problems) turn.GateConfig {
 		Software:      c.Software,
 		NonceLifetime: time.Duration(c.Auth.NonceLifetime), CredentialGrace: time.Duration(c.Auth.CredentialGrace),
 	}
-	switch {
-	case c.Realm == "":
-		p.check("realm", errors.New("it is empty"))
-	case len(c.Realm) > 127:
-		p.check("realm", errors.New("it is longer than 127 bytes"))
-	case strings.ContainsAny(c.Realm, "\"\x00"):
-		p.check("realm", fmt.Errorf("%q has a quote or a zero in it", c.Realm))
-	default:
-		var err error
-		g.Realm, err = prepared("it", c.Realm)
-		p.check("realm", err)
-	}
+	var err error
+	g.Realm, err = realmName(c.Realm)
+	p.check("realm", err)
 	if len(c.Software) > 127 {
 		p.check("software", errors.New("it is longer than 127 bytes"))
 	}
@@ -48,6 +39,19 @@ func (c *Config) gate(p *problems) turn.GateConfig {
 		g.Secrets = append(g.Secrets, []byte(s))
 	}
 	return g
+}
+
+// realmName is the name of a realm, prepared.
+func realmName(s string) (string, error) {
+	switch {
+	case s == "":
+		return "", errors.New("it is empty")
+	case len(s) > 127:
+		return "", errors.New("it is longer than 127 bytes")
+	case strings.ContainsAny(s, "\"\x00"):
+		return "", fmt.Errorf("%q has a quote or a zero in it", s)
+	}
+	return prepared("it", s)
 }
 
 // prepared is a string as it goes into a key. The error does not show it.

@@ -40,7 +40,8 @@ type Resolved struct {
 	UsersFile     string         // empty for none
 	UsersIdentity users.Identity // of the file that the users in Gate are from
 	static        []turn.User    // those of the configuration itself
-	digest        [32]byte       // without the file
+	staticRealms  []turn.RealmConfig
+	digest        [32]byte // without the file
 }
 
 // levels of the log.
@@ -85,9 +86,13 @@ func (c *Config) resolve(h host) (Resolved, error) {
 		r.Rules.Relays = c.relays(h, r.Listeners, &p)
 	}
 	r.Gate = c.gate(&p)
-	r.static, r.digest = r.Gate.Users, r.Digest
+	r.Gate.Realms = c.realms(r.Gate.Realm, h.own, r.Listeners, &p)
+	for _, one := range r.Gate.Realms {
+		r.Rules.Realms = append(r.Rules.Realms, one.Name)
+	}
+	r.static, r.staticRealms, r.digest = r.Gate.Users, r.Gate.Realms, r.Digest
 	p.check("auth.users-file", r.readUsers(h.users))
-	r.Demo = len(r.Gate.Users) == 0 && len(r.Gate.Secrets) == 0 && r.UsersFile == ""
+	r.Demo = len(r.Gate.Users) == 0 && len(r.Gate.Secrets) == 0 && len(c.Auth.RealmUsers) == 0 && r.UsersFile == ""
 	if r.Metrics == "off" {
 		r.Metrics = ""
 	}
@@ -168,7 +173,7 @@ func (c *Config) digest() [32]byte {
 	for _, s := range Settings(c) {
 		fmt.Fprintf(h, "%s=%s\n", s.Key, s)
 	}
-	for _, u := range c.Auth.Users {
+	for _, u := range slices.Concat(c.Auth.Users, c.Auth.RealmUsers) {
 		name, _, _ := strings.Cut(u, ":")
 		fmt.Fprintf(h, "user %q\n", name)
 	}

@@ -3,11 +3,13 @@ package config
 import (
 	"encoding/hex"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"turnstone/cmd/turnstone/internal/users"
 	"turnstone/turn"
 	"turnstone/turn/relay"
 )
@@ -56,6 +58,84 @@ func TestResolve(t *testing.T) {
 	}
 	if len(r.Gate.Users) != 3 || len(r.Gate.Users[1].Key) != 16 || r.Gate.Users[2].Password != "0xshort" || len(r.Gate.Secrets) != 2 {
 		t.Errorf("gate has users %d, secrets %d", len(r.Gate.Users), len(r.Gate.Secrets))
+	}
+}
+
+func TestResolveRealms(t *testing.T) {
+	c := loopback()
+	c.Listen = append(c.Listen, "udp://127.0.0.1:3479", "udp://[::1]:3479")
+	c.Auth.Realms = []string{
+		"north.example.org=https://North.example.org  https://www.north.example.org:8443",
+		" south.example.org = udp://127.0.0.1:3479 https://south.example.org udp://[::1]:3479",
+	}
+	c.Auth.RealmUsers = []string{"north.example.org/alice:a/b:c", "south.example.org/bob:0x00112233445566778899aabbccddeeff", "north.example.org/carol:x"}
+	c.Limits.MaxAllocationsPerRealm = 7
+	r, err := c.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParseAddrPort
+	want := []turn.RealmConfig{
+		{
+			Name: "north.example.org", Origins: []string{"https://north.example.org", "https://www.north.example.org:8443"},
+			Users: []turn.User{{Name: "alice", Password: "a/b:c"}, {Name: "carol", Password: "x"}},
+		},
+		{
+			Name: "south.example.org", Origins: []string{"https://south.example.org"},
+			Listeners: []turn.Listen{{Protocol: turn.UDP, Address: at("127.0.0.1:3479")}, {Protocol: turn.UDP, Address: at("[::1]:3479")}},
+			Users:     []turn.User{{Name: "bob", Key: []byte("\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff")}},
+		},
+	}
+	if !reflect.DeepEqual(r.Gate.Realms, want) {
+		t.Errorf("realms %+v, want %+v", r.Gate.Realms, want)
+	}
+	if !slices.Equal(r.Rules.Realms, []string{"north.example.org", "south.example.org"}) || r.Rules.MaxPerRealm != 7 || r.Demo {
+		t.Errorf("got realms %v in the rules, %d for each, demo %t", r.Rules.Realms, r.Rules.MaxPerRealm, r.Demo)
+	}
+	for _, s := range Settings(&c) {
+		if s.Key == "auth.realm-users" && s.String() != `["north.example.org/alice:<hidden>", "south.example.org/bob:<hidden>", "north.example.org/carol:<hidden>"]` {
+			t.Errorf("shown as %s", s)
+		}
+	}
+}
+
+// TestUsersOfTheFileGoToTheirRealms reads them twice: what is read again is not doubled.
+func TestUsersOfTheFileGoToTheirRealms(t *testing.T) {
+	c := loopback()
+	c.Auth.UsersFile = "users"
+	c.Auth.Users = []string{"alice:a"}
+	c.Auth.Realms = []string{"north=https://north.example.org"}
+	c.Auth.RealmUsers = []string{"north/alice:n"}
+	r, err := c.Resolve()
+	if err == nil {
+		t.Fatal("a file that is not there is no error")
+	}
+	list := []users.User{users.New("bob", "turnstone", "b"), users.New("bob", "north", "b"), users.New("carol", "north", "c"), users.New("dave", "other", "d")}
+	read := func(string) ([]users.User, error) { return list, nil }
+	for range 2 {
+		if err := r.readUsers(read); err != nil {
+			t.Fatal(err)
+		}
+		names := func(list []turn.User) (out []string) {
+			for _, u := range list {
+				out = append(out, u.Name)
+			}
+			return out
+		}
+		if got, want := names(r.Gate.Users), []string{"alice", "bob"}; !slices.Equal(got, want) {
+			t.Errorf("users %v, want %v", got, want)
+		}
+		if got, want := names(r.Gate.Realms[0].Users), []string{"alice", "bob", "carol"}; !slices.Equal(got, want) {
+			t.Errorf("users of north %v, want %v", got, want)
+		}
+	}
+	before := r.Digest
+	list = append(list, users.New("alice", "north", "x"))
+	if err := r.readUsers(read); err == nil || !strings.Contains(err.Error(), `"alice" is a user of the configuration too`) {
+		t.Errorf("got %v for a user of both", err)
+	}
+	if r.Digest != before || len(r.Gate.Realms[0].Users) != 3 {
+		t.Error("the error changed something")
 	}
 }
 
@@ -136,6 +216,21 @@ func TestResolveErrors(t *testing.T) {
 		"UserNameLong":      {func(c *Config) { c.Auth.Users = []string{strings.Repeat(long, 4) + ":c4n4ry"} }, "auth.users: entry 1: the name is longer than 508 bytes"},
 		"UserPassword":      {func(c *Config) { c.Auth.Users = []string{"a:c4n4ry\u00ad"} }, `auth.users: entry 1: the password of "a" has a character`},
 		"RealmCharacter":    {func(c *Config) { c.Realm = "a\u00ad" }, "realm: it has a character"},
+		"RealmsForm":        {func(c *Config) { c.Auth.Realms = []string{"north.example.org"} }, `auth.realms: entry 1: "north.example.org" is not of the form NAME=ORIGIN`},
+		"RealmsFromNothing": {func(c *Config) { c.Auth.Realms = []string{"north= "} }, "auth.realms: entry 1: "},
+		"RealmsSlash":       {func(c *Config) { c.Auth.Realms = []string{"a/b=https://a.example"} }, "auth.realms: entry 1: "},
+		"RealmsNoName":      {func(c *Config) { c.Auth.Realms = []string{"=https://a.example"} }, "auth.realms: entry 1: the name: it is empty"},
+		"RealmsNoOrigin":    {func(c *Config) { c.Auth.Realms = []string{"a=a.example"} }, `"a.example" is neither an origin`},
+		"RealmsTheFirst":    {func(c *Config) { c.Auth.Realms = []string{"turnstone=https://a.example"} }, `"turnstone" is a realm already`},
+		"RealmsTwice":       {func(c *Config) { c.Auth.Realms = []string{"a=https://a.example", "a=https://b.example"} }, `entry 2: "a" is a realm already`},
+		"RealmsOneOrigin":   {func(c *Config) { c.Auth.Realms = []string{"a=https://a.example", "b=https://A.example"} }, `entry 2: https://a.example belongs to "a" already`},
+		"RealmsOneListener": {func(c *Config) { c.Auth.Realms = []string{"a=udp://127.0.0.1", "b=udp://127.0.0.1:3478"} }, `entry 2: udp://127.0.0.1:3478 belongs to "a" already`},
+		"RealmsListener":    {func(c *Config) { c.Auth.Realms = []string{"a=udp://127.0.0.1:3479"} }, "udp://127.0.0.1:3479 is not listened on"},
+		"RealmsListenerBad": {func(c *Config) { c.Auth.Realms = []string{"a=udp://here"} }, "is no address like"},
+		"RealmUserForm":     {func(c *Config) { c.Auth.RealmUsers = []string{"c4n4ry:c4n4ry"} }, "auth.realm-users: entry 1: not of the form REALM/NAME:PASSWORD"},
+		"RealmUserNoRealm":  {func(c *Config) { c.Auth.RealmUsers = []string{"a/b:c4n4ry"} }, "auth.realm-users: entry 1: its realm is none of auth.realms"},
+		"RealmUserPassword": {func(c *Config) { c.Auth.RealmUsers = []string{"a/b"} }, "auth.realm-users: entry 1: not of the form NAME:PASSWORD"},
+		"PerRealmBelow":     {func(c *Config) { c.Limits.MaxAllocationsPerRealm = -1 }, "limits.max-allocations-per-realm: -1"},
 		"SecretEmpty":       {func(c *Config) { c.Auth.Secrets = []string{"c4n4ry", ""} }, "auth.secrets: entry 2 is empty"},
 		"NonceZero":         {func(c *Config) { c.Auth.NonceLifetime = 0 }, "auth.nonce-lifetime: 0s"},
 		"NonceUnlimited":    {func(c *Config) { c.Auth.NonceLifetime = -1 }, "auth.nonce-lifetime: unlimited"},

@@ -16,7 +16,7 @@ import (
 // rules are the rules of c, except for the relay addresses.
 func (c *Config) rules(own []netip.Addr, listeners []relay.Listener, p *problems) turn.Rules {
 	r := turn.Rules{
-		MaxAllocations: c.Limits.MaxAllocations, MaxPerOwner: c.Limits.MaxAllocationsPerUser,
+		MaxAllocations: c.Limits.MaxAllocations, MaxPerOwner: c.Limits.MaxAllocationsPerUser, MaxPerRealm: c.Limits.MaxAllocationsPerRealm,
 		MaxPermissions: c.Limits.MaxPermissions, MaxChannels: c.Limits.MaxChannels,
 		DefaultLifetime: time.Duration(c.Limits.DefaultLifetime), MaxLifetime: time.Duration(c.Limits.MaxLifetime),
 		LastChannel: turn.ChannelLastRFC5766, Own: own,
@@ -47,6 +47,7 @@ func (l *Limits) check(p *problems) {
 	}{
 		{"max-allocations", l.MaxAllocations, 0},
 		{"max-allocations-per-user", l.MaxAllocationsPerUser, 0},
+		{"max-allocations-per-realm", l.MaxAllocationsPerRealm, 0},
 		{"max-bandwidth", l.MaxBandwidth, 0},
 		{"max-permissions", l.MaxPermissions, 1},
 		{"max-channels", l.MaxChannels, 1},

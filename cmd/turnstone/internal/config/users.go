@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"turnstone/cmd/turnstone/internal/users"
+	"turnstone/turn"
 )
 
 // PreparedRealm is the realm as it goes into the keys of its users.
@@ -20,7 +21,7 @@ func (c *Config) PreparedRealm() (string, error) {
 // ReadUsers reads the file of users again, if there is one. After an error r is as it was.
 func (r *Resolved) ReadUsers() error { return r.readUsers(users.Read) }
 
-// readUsers puts the users of the file's realm beside those of the configuration.
+// readUsers puts the users of the file beside those of the configuration, each into its realm.
 func (r *Resolved) readUsers(read func(path string) ([]users.User, error)) error {
 	if r.UsersFile == "" {
 		return nil
@@ -30,22 +31,31 @@ func (r *Resolved) readUsers(read func(path string) ([]users.User, error)) error
 	if err != nil {
 		return err
 	}
-	static := map[string]bool{}
-	for _, u := range r.static {
-		static[u.Name] = true
+	all, realms, digest := slices.Clone(r.static), slices.Clone(r.staticRealms), sha256.New()
+	of := map[string]*[]turn.User{r.Gate.Realm: &all}
+	for i := range realms {
+		realms[i].Users = slices.Clone(realms[i].Users)
+		of[realms[i].Name] = &realms[i].Users
 	}
-	all, digest := slices.Clone(r.static), sha256.New()
+	taken := map[[2]string]bool{}
+	for realm, given := range of {
+		for _, u := range *given {
+			taken[[2]string{realm, u.Name}] = true
+		}
+	}
 	digest.Write(r.digest[:])
 	for _, u := range list {
-		if u.Realm != r.Gate.Realm {
+		into := of[u.Realm]
+		if into == nil {
 			continue
 		}
-		if static[u.Name] {
-			return fmt.Errorf("%s: %q is one of auth.users too", r.UsersFile, u.Name)
+		if taken[[2]string{u.Realm, u.Name}] {
+			return fmt.Errorf("%s: %q is a user of the configuration too", r.UsersFile, u.Name)
 		}
-		all = append(all, u.Credential())
-		fmt.Fprintf(digest, "user %q\n", u.Name)
+		*into = append(*into, u.Credential())
+		fmt.Fprintf(digest, "user %q of %q\n", u.Name, u.Realm)
 	}
-	r.Gate.Users, r.Digest, r.UsersIdentity = all, [32]byte(digest.Sum(nil)), identity
+	r.Gate.Users, r.Gate.Realms = all, realms
+	r.Digest, r.UsersIdentity = [32]byte(digest.Sum(nil)), identity
 	return nil
 }
