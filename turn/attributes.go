@@ -46,15 +46,14 @@ var reasonPhrases = map[int]string{
 	CodeInsufficientCapacity: "Insufficient Capacity",
 }
 
-// knownAttribute says whether the server understands a comprehension-required
-// attribute. DONT-FRAGMENT is not: RFC 8656 section 7.2 has such servers answer 420.
+// knownAttribute says whether the server understands a comprehension-required attribute.
 func knownAttribute(kind uint16) bool {
 	switch stun.AttrType(kind) {
 	case stun.AttrMappedAddress, stun.AttrUsername, stun.AttrMessageIntegrity, stun.AttrErrorCode,
 		stun.AttrUnknownAttributes, stun.AttrRealm, stun.AttrNonce, stun.AttrXORMappedAddress,
 		stun.AttrChannelNumber, stun.AttrLifetime, stun.AttrXORPeerAddress, stun.AttrData,
 		stun.AttrXORRelayedAddress, stun.AttrEvenPort, stun.AttrRequestedTransport, stun.AttrRequestedAddressFamily,
-		stun.AttrReservationToken, stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm, stun.AttrUserhash:
+		stun.AttrReservationToken, stun.AttrDontFragment, stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm, stun.AttrUserhash:
 		return true
 	}
 	return false

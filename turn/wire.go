@@ -126,9 +126,8 @@ func PutChannelHeader(dst []byte, n ChannelNumber, length int) {
 }
 
 // ParseSend decodes a Send indication (RFC 8656 section 11.2). Data aliases b.
-// The first of duplicate attributes counts, and a FINGERPRINT must be right. DONT-FRAGMENT is a
-// comprehension-required attribute, and [ErrUnknown] where it is not supported
-// is left to the caller, who sees dontFragment.
+// The first of duplicate attributes counts, and a FINGERPRINT must be right. DONT-FRAGMENT is left
+// to the caller.
 func ParseSend(b []byte) (peer netip.AddrPort, data []byte, dontFragment bool, err error) {
 	if len(b) < stunHeader || int(binary.BigEndian.Uint16(b[2:])) != len(b)-stunHeader || len(b)%4 != 0 {
 		return netip.AddrPort{}, nil, false, ErrFrame

@@ -23,10 +23,11 @@ const (
 	DropBusy                     // a request while the writer's queue was full
 	DropUnsupported              // a Send indication with an attribute that is not supported
 	DropBacklog                  // the client's stream does not take what peers send as fast as they send it
+	DropMTU                      // not to be fragmented, and larger than the link takes
 	drops
 )
 
-var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported", "backlog"}
+var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported", "backlog", "mtu"}
 
 func (d Drop) String() string { return dropNames[d] }
 

@@ -67,9 +67,9 @@ func TestMalformedFramesAreDropped(t *testing.T) {
 	c.indicate(netip.MustParseAddrPort("[2001:db8::1]:9"), []byte("data"))
 	c.indicate(netip.AddrPortFrom(peerIP, 0), []byte("data"))
 	g.drops(DropNoPermission, 3)
-	dontFragment := stun.MustBuild(stun.TransactionID, stun.NewType(stun.MethodSend, stun.ClassIndication),
-		peerAddress(peer.addr), attribute{stun.AttrData, []byte("x")}, attribute{stun.AttrDontFragment, nil})
-	c.send(c.server, dontFragment.Raw)
+	unknown := stun.MustBuild(stun.TransactionID, stun.NewType(stun.MethodSend, stun.ClassIndication),
+		peerAddress(peer.addr), attribute{stun.AttrData, []byte("x")}, attribute{0x7ffe, nil})
+	c.send(c.server, unknown.Raw)
 	g.drops(DropUnsupported, 1)
 	peer.wantNothing()
 	c.wantNothing()

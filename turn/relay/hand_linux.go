@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"turnstone/turn"
-
-	"golang.org/x/sys/unix"
 )
 
 // hand takes what clients send to peers. A shard is one; streams borrow one for a batch of frames.
@@ -24,7 +22,7 @@ type hand struct {
 
 func (h *hand) open(s *Server) {
 	h.server = s
-	h.out = newOutbox(func(n int, _ unix.Errno) { s.stats.drops[DropSend].Add(uint64(n)) })
+	h.out = newOutbox(s.stats.unsent)
 }
 
 func (h *hand) begin() {
@@ -66,7 +64,7 @@ func (h *hand) sendIndication(f *flow, frame []byte, hp hop) {
 	st := &h.server.stats
 	peer, payload, dontFragment, err := turn.ParseSend(frame)
 	switch {
-	case errors.Is(err, turn.ErrUnknown), err == nil && dontFragment:
+	case errors.Is(err, turn.ErrUnknown):
 		st.drop(DropUnsupported)
 		return
 	case err != nil:
@@ -84,6 +82,7 @@ func (h *hand) sendIndication(f *flow, frame []byte, hp hop) {
 		return
 	}
 	to := sockaddrOf(peer)
+	hp.whole = dontFragment
 	h.toPeer(r, peer, &to, payload, hp, &f.indications)
 }
 

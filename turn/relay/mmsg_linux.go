@@ -37,7 +37,11 @@ type datagram struct {
 }
 
 // hop is what of the IP header goes along: the next hop's TTL or hop limit, and DSCP with ECN.
-type hop struct{ ttl, tos uint8 }
+// A whole datagram must not be fragmented.
+type hop struct {
+	ttl, tos uint8
+	whole    bool
+}
 
 // inbox receives into fixed buffers.
 type inbox struct {
@@ -131,6 +135,7 @@ type outbox struct {
 
 	fd        int
 	n, pieces int
+	wholes    int // messages that must not be fragmented
 	scratched int
 	dropped   func(n int, errno unix.Errno)
 	calls     uint64
@@ -188,6 +193,9 @@ func (o *outbox) push(fd int, to *sockaddr, head, body []byte, h hop, plain bool
 		}
 	}
 	o.names[o.n] = *to
+	if h.whole {
+		o.wholes++
+	}
 	o.trains[o.n] = train{size: size, total: size, segments: 1, per: per, first: o.pieces, hop: h, plain: plain}
 	o.n++
 	o.add(head, body)
@@ -221,22 +229,39 @@ func (o *outbox) flush() {
 	for i := range o.n {
 		o.finish(i)
 	}
-	for sent := 0; sent < o.n; {
+	for first, end := 0, 0; first < o.n; first = end {
+		if end = o.alike(first); o.trains[first].hop.whole {
+			o.sendWhole(first, end)
+		} else {
+			o.send(first, end)
+		}
+	}
+	o.n, o.pieces, o.scratched, o.wholes = 0, 0, 0, 0
+}
+
+// send sends the messages from sent on and before end.
+func (o *outbox) send(sent, end int) {
+	for sent < end {
 		o.calls++
 		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(o.fd), uintptr(unsafe.Pointer(&o.headers[sent])),
-			uintptr(o.n-sent), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+			uintptr(end-sent), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		if errno == 0 && n > 0 {
 			sent += int(n)
 			continue
 		}
 		if t := &o.trains[sent]; t.segments > 1 && errno != unix.EAGAIN {
 			o.singly(sent)
-		} else if o.dropped != nil {
-			o.dropped(t.segments, errno)
+		} else {
+			o.drop(t.segments, errno)
 		}
 		sent++
 	}
-	o.n, o.pieces, o.scratched = 0, 0, 0
+}
+
+func (o *outbox) drop(n int, errno unix.Errno) {
+	if o.dropped != nil {
+		o.dropped(n, errno)
+	}
 }
 
 // finish wires up the header of message i.
@@ -292,8 +317,8 @@ func (o *outbox) singly(i int) {
 	for s := range t.segments {
 		h.hdr.Iov = &o.iovecs[t.first+s*t.per]
 		_, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(o.fd), uintptr(unsafe.Pointer(&h)), 1, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
-		if errno != 0 && o.dropped != nil {
-			o.dropped(1, errno)
+		if errno != 0 {
+			o.drop(1, errno)
 		}
 	}
 }

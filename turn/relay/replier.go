@@ -2,8 +2,6 @@ package relay
 
 import (
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // replier sends replies from outside the shards.
@@ -14,7 +12,7 @@ type replier struct {
 
 func (s *Server) newReplier() {
 	if s.config.Net == nil {
-		s.replies.out = newOutbox(func(n int, _ unix.Errno) { s.stats.drops[DropSend].Add(uint64(n)) })
+		s.replies.out = newOutbox(s.stats.unsent)
 	}
 }
 
