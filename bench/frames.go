@@ -97,24 +97,24 @@ func (n *network) newMaker(w way, relayed []netip.AddrPort, size int, stamped bo
 	if err := loadReference(&m.objects, settings); err != nil {
 		return nil, err
 	}
-	if m.idle, err = dispatch(w.from, m.objects.Generate); err != nil {
+	// Attached, the kernel calls it as it calls one in use; else each run waits for two grace periods.
+	if m.idle, err = attach(w.from, idleLink, m.objects.Generate); err != nil {
 		return nil, errors.Join(err, m.objects.Close())
 	}
 	return m, nil
 }
 
-// dispatch attaches a program to a link where nothing happens, until the link that is returned is closed. Then the kernel calls it as
-// it calls one in use; else each run waits for two grace periods.
-func dispatch(s *space, program *ebpf.Program) (on link.Link, err error) {
+// attach attaches a program natively, until the link that is returned is closed.
+func attach(s *space, name string, program *ebpf.Program) (on link.Link, err error) {
 	err = s.thread(func() error {
-		l, err := netlink.LinkByName(idleLink)
+		l, err := netlink.LinkByName(name)
 		if err == nil {
 			on, err = link.AttachXDP(link.XDPOptions{Interface: l.Attrs().Index, Program: program, Flags: link.XDPDriverMode})
 		}
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("attach a program to nothing: %w", err)
+		return nil, fmt.Errorf("attach a program to %s: %w", name, err)
 	}
 	return on, nil
 }
@@ -253,22 +253,30 @@ func newSink(s *space, name string, port uint16, payload int, packets bool) (*si
 	if err != nil {
 		return nil, err
 	}
-	err = s.thread(func() (err error) {
+	if packets {
+		k.on, err = attachBehind(s, name, k.objects.SinkPacket)
+	} else {
+		k.on, err = attach(s, name, k.objects.SinkFrame)
+	}
+	if err != nil {
+		return nil, errors.Join(err, k.objects.Close())
+	}
+	return k, nil
+}
+
+// attachBehind is attach behind the stack's receiver.
+func attachBehind(s *space, name string, program *ebpf.Program) (on link.Link, err error) {
+	err = s.thread(func() error {
 		l, err := netlink.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		if packets {
-			k.on, err = link.AttachTCX(link.TCXOptions{Interface: l.Attrs().Index, Program: k.objects.SinkPacket, Attach: ebpf.AttachTCXIngress})
-		} else {
-			k.on, err = link.AttachXDP(link.XDPOptions{Interface: l.Attrs().Index, Program: k.objects.SinkFrame, Flags: link.XDPDriverMode})
+		if err == nil {
+			on, err = link.AttachTCX(link.TCXOptions{Interface: l.Attrs().Index, Program: program, Attach: ebpf.AttachTCXIngress})
 		}
 		return err
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("take frames at %s: %w", name, err), k.objects.Close())
+		return nil, fmt.Errorf("attach a program to %s: %w", name, err)
 	}
-	return k, nil
+	return on, nil
 }
 
 func (k *sink) close() error { return errors.Join(k.on.Close(), k.objects.Close()) }

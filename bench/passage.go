@@ -6,16 +6,18 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"turnstone/bpf"
 )
 
 const (
-	passageRate = 5000
+	passageRate = 20_000
 	passageSize = 160
 )
 
 // measurePassage has frames sent one at a time by a host beside the relay, and looks how long each takes to the host on
 // its other side: from before it enters the first cable until it leaves the second, both of which end in the driver. For the
-// kernel that is compared with the same frames where they arrive at the relay.
+// kernel that is compared with the same frames where they arrive at the relay, and with those that a bare bounce sends back from there.
 func measurePassage(ctx context.Context, l *lab, k kind, r recorder) (err error) {
 	r.server = k.column()
 	if err := l.net.receiveOffload(true); err != nil {
@@ -51,10 +53,35 @@ func measurePassage(ctx context.Context, l *lab, k kind, r recorder) (err error)
 		}
 		r.add(w.String()+": as far as the relay, p50", "us", p.p50, nil)
 		r.add(w.String()+": as far as the relay, p99", "us", p.p99, nil)
-		r.add(w.String()+": from there, p50", "us", total[w.up].p50-p.p50, atMost(1, "under 1 us"))
-		r.add(w.String()+": from there, p99", "us", total[w.up].p99-p.p99, atMost(3, "under 3 us"))
+		b, err := l.bounce(w, relayed)
+		if err != nil {
+			return fmt.Errorf("%v: %w", w, err)
+		}
+		r.add(w.String()+": host to host by a bounce, p50", "us", b.p50, nil)
+		r.add(w.String()+": host to host by a bounce, p99", "us", b.p99, nil)
+		r.add(w.String()+": through the relay's interface, p50", "us", total[w.up].p50-p.p50, atMost(1, "under 1 us"))
+		r.add(w.String()+": through the relay's interface, p99", "us", total[w.up].p99-p.p99, atMost(3, "under 3 us"))
 	}
 	return nil
+}
+
+// bounce is pass with the reference program in place of a relay.
+func (l *lab) bounce(w way, relayed []netip.AddrPort) (p passage, err error) {
+	var o bpf.ReferenceObjects
+	if err := loadReference(&o, nil); err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, o.Close()) }()
+	on, err := attach(l.net.relay, w.arrival, o.Bounce)
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, on.Close()) }()
+	port := uint16(peerPort)
+	if w.up {
+		port = clientPort
+	}
+	return l.pass(w, relayed, w.from, "relay", port, w.payload, false)
 }
 
 // passage is how long frames take, in microseconds.

@@ -37,6 +37,7 @@ const roadFrames = 1 << 17
 type trip struct {
 	name  string
 	kind  Verdict
+	mixed bool // it leaves with another family
 	flows func(n int, hop uint32) []Flow
 	made  packet
 }
@@ -55,7 +56,7 @@ func trips() (all []trip) {
 func newTrip(name string, kind Verdict, arrives, leaves int) trip {
 	s := newScene(kind, arrives, arrives, leaves)
 	remote := [2]netip.Addr{distant4, distant6}[arrives] // the host is a router to it: see bounced
-	t := trip{name: name, kind: kind, made: s.in}
+	t := trip{name: name, kind: kind, mixed: arrives != leaves, made: s.in}
 	t.made.source = netip.AddrPortFrom(remote, 0)
 	t.made.payload = make([]byte, 160)
 	binary.BigEndian.PutUint16(t.made.payload, 0xffff) // the opposite of port 0
@@ -81,7 +82,7 @@ func newTrip(name string, kind Verdict, arrives, leaves int) trip {
 // if they are dropped where they arrive. The references take turns with the program.
 func BenchmarkRoad(b *testing.B) {
 	for _, t := range trips() {
-		for _, n := range benchFlows {
+		for _, n := range benchFlows(t.mixed) {
 			b.Run(fmt.Sprintf("%s/%d", t.name, n), func(b *testing.B) { t.run(b, n) })
 		}
 	}
