@@ -22,6 +22,7 @@ type attachment struct {
 	mode   XDPMode // empty: it is not
 	reason Reason  // why not
 	taken  bool    // by a program of somebody else's
+	driver driver
 	pinned link.Link
 }
 
@@ -102,7 +103,7 @@ func (s *attachments) port(ifindex int) (port uint32, buffers bool, why Reason) 
 			}
 		}
 	}
-	return slotOf(ifindex), a.link.Kind == LinkVeth && a.mode == XDPNative, ""
+	return slotOf(ifindex), a.driver.buffers, s.silent(a)
 }
 
 // placeAll lets the program know the interfaces, before it is on any of them.

@@ -194,6 +194,7 @@ func (d *Datapath) take() error {
 	}
 	d.attached.plan(d.links())
 	d.attached.placeAll()
+	d.attached.sense()
 	d.r.full()
 	d.resolveAll()
 	d.r.gateways.loaded()
@@ -201,11 +202,12 @@ func (d *Datapath) take() error {
 	if refused != nil {
 		d.log.Warn().Err(refused).Msg("not every interface takes the program")
 	}
+	moved, _ := d.attached.sense()
 	d.resolveAll() // by what mode and abilities each interface turned out to have
 	if d.carries() == 0 {
 		return d.nothingAttached()
 	}
-	if refused != nil {
+	if refused != nil || moved {
 		d.r.full()
 	}
 	if err := d.tables.grace(); err != nil {
@@ -307,7 +309,10 @@ func (h *host) arrival(local netip.Addr) (vlan uint16, why Reason) {
 	if l.Kind == LinkVLAN {
 		index, vlan = l.Parent, l.VLAN
 	}
-	return vlan, h.d.attached.usable(index)
+	if why = h.d.attached.usable(index); why == "" && vlan != 0 {
+		why = h.d.attached.stripped(index)
+	}
+	return vlan, why
 }
 
 func (h *host) route(source, destination netip.Addr) (Route, Reason) {

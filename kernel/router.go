@@ -15,8 +15,9 @@ import (
 // the neighbours that it is asked for resolved. It belongs to one goroutine, but for Changes. What it
 // answers is as of the last Take.
 type Router struct {
-	requests map[int]*nl.SocketHandle // the socket of requests, as nl wants it
+	requests map[int]*nl.SocketHandle // the sockets of requests by protocol, as nl wants them
 	devices  int                      // a socket to ask drivers through
+	netdev   int                      // the netlink family of network devices, 0 where there is none
 	feed     *feed
 
 	links      links
@@ -53,6 +54,9 @@ func NewRouter() (r *Router, err error) {
 	if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout), s.SetExtAck(true)); err != nil {
 		return r, fmt.Errorf("set up netlink: %w", err)
 	}
+	if err := r.openGeneric(); err != nil {
+		return r, err
+	}
 	if r.devices, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return r, fmt.Errorf("open a socket for drivers: %w", err)
 	}
@@ -60,6 +64,19 @@ func NewRouter() (r *Router, err error) {
 		return r, err
 	}
 	return r, r.reload()
+}
+
+// openGeneric opens a socket for generic netlink.
+func (r *Router) openGeneric() error {
+	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_GENERIC)
+	if err != nil {
+		return fmt.Errorf("open generic netlink: %w", err)
+	}
+	r.requests[unix.NETLINK_GENERIC] = &nl.SocketHandle{Socket: s}
+	if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout)); err != nil {
+		return fmt.Errorf("set up generic netlink: %w", err)
+	}
+	return r.findNetdev()
 }
 
 // Close ends the subscription and waits for its goroutine. The neighbours stay as they are: a frozen

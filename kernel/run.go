@@ -207,6 +207,7 @@ func (d *Datapath) relink() {
 	if err := d.attached.attach(); err != nil {
 		d.log.Warn().Err(err).Msg("not every interface takes the program")
 	}
+	d.attached.sense()
 	d.r.full()
 	d.resolveAll()
 }
@@ -273,6 +274,9 @@ func (d *Datapath) tick() {
 	d.repair("pin", pins)
 	if links.added > 0 || d.attached.vacated() {
 		d.relink()
+	} else if ways, hops := d.attached.sense(); hops {
+		d.r.dirty = d.r.dirty || ways
+		d.resolveAll()
 	}
 	switch {
 	case d.r.dirty, d.ticks%fullEvery == 0:
