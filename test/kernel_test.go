@@ -37,6 +37,7 @@ type lab struct {
 	t                    *testing.T
 	clients, relay, peer *space
 	instance             string
+	ends                 map[string]link.Link // of the program at the far end of each interface of the relay
 }
 
 // Addresses of the lab.
@@ -83,7 +84,21 @@ func (l *lab) joinAt(index int, far *space, farAddrs []string, name string, near
 		})
 	})
 	l.relay.do(func() error { return setUp(name, nearAddrs) })
-	far.do(func() error { return errors.Join(setUp("far0", farAddrs), passAll(l.t, "far0")) })
+	far.do(func() error { return setUp("far0", farAddrs) })
+	l.passAt(far, name)
+}
+
+// passAt puts the program at the far end of an interface of the relay.
+func (l *lab) passAt(far *space, name string) {
+	l.t.Helper()
+	far.do(func() error {
+		on, err := passAll(l.t, "far0")
+		if l.ends == nil {
+			l.ends = map[string]link.Link{}
+		}
+		l.ends[name] = on
+		return err
+	})
 }
 
 func setUp(name string, addrs []string) error {
@@ -137,21 +152,22 @@ var passProgram = &ebpf.ProgramSpec{
 }
 
 // passAll attaches a program that passes everything to name, for as long as the test runs.
-func passAll(t *testing.T, name string) error {
+func passAll(t *testing.T, name string) (link.Link, error) {
 	p, err := ebpf.NewProgram(passProgram)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	defer p.Close()
 	nic, err := net.InterfaceByName(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	on, err := link.AttachXDP(link.XDPOptions{Program: p, Interface: nic.Index, Flags: link.XDPDriverMode})
 	if err != nil {
-		return errors.Join(err, p.Close())
+		return nil, err
 	}
-	t.Cleanup(func() { _ = errors.Join(on.Close(), p.Close()) })
-	return nil
+	t.Cleanup(func() { _ = on.Close() })
+	return on, nil
 }
 
 // start starts a daemon of the lab.
@@ -502,7 +518,10 @@ func (c *talker) sentSoFar() int { return c.heardBack() }
 
 func TestKernelLeavesForeignProgramsAlone(t *testing.T) {
 	l := newLab(t)
-	l.relay.do(func() error { return passAll(t, "relay0") })
+	l.relay.do(func() error {
+		_, err := passAll(t, "relay0")
+		return err
+	})
 	d := l.start("--kernel", "auto")
 	st := d.kernel()
 	for _, i := range st.Interfaces {
