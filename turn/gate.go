@@ -30,6 +30,8 @@ type GateConfig struct {
 	NonceKey        [32]byte
 	NonceLifetime   time.Duration
 	CredentialGrace time.Duration // how long past its expiry a time-limited credential may refresh; <0: without end
+	Lookup          Lookup        // of a directory, nil for none
+	LookupSHA256    bool          // it knows the SHA-256 keys of everybody
 }
 
 // Gate authenticates requests (RFC 8489 section 9.2). It keeps nothing of
@@ -53,7 +55,7 @@ var ErrDrop = errors.New("no answer is due")
 
 // Admit checks frame, which came along t at m. It yields a request that is
 // authenticated and whose attributes are all known, or the reply that ends the
-// matter, or [ErrDrop]. It keeps nothing of frame.
+// matter, or [ErrDrop], or an [UnaskedError]. It keeps nothing of frame.
 //
 // The order is RFC 8489 section 9.2.4's: no MESSAGE-INTEGRITY of either kind is 401, without the
 // rest of a credential 400, another choice of algorithm than was offered 400, a wrong user or password
@@ -64,16 +66,17 @@ func (g *Gate) Admit(t FiveTuple, frame []byte, m Moment) (*Request, *Reply, err
 	if !decodeRequest(msg, frame) {
 		return nil, nil, ErrDrop
 	}
-	q := &Request{
-		FiveTuple: t, Tx: msg.TransactionID, Method: msg.Type.Method,
-		fingerprint: msg.Contains(stun.AttrFingerprint), software: g.Software,
-	}
+	q := g.begin(t, msg)
 	if q.Method == stun.MethodBinding {
 		return nil, g.binding(q, msg), nil
 	}
 	list, p := proven(msg)
 	r := g.realms.of(t, list)
-	if code := g.authenticate(q, r, msg, list, p, m); code != 0 {
+	switch code := g.authenticate(q, r, msg, list, p, m); code {
+	case 0:
+	case codeUnasked:
+		return nil, nil, &UnaskedError{q.Realm, q.Username}
+	default:
 		return nil, g.refuse(q, r, code, m), nil
 	}
 	if u := unknown(list); len(u) > 0 {
@@ -83,6 +86,14 @@ func (g *Gate) Admit(t FiveTuple, frame []byte, m Moment) (*Request, *Reply, err
 	}
 	q.decode(msg, list)
 	return q, nil, nil
+}
+
+// begin is a request of which only the header is read.
+func (g *Gate) begin(t FiveTuple, msg *stun.Message) *Request {
+	return &Request{
+		FiveTuple: t, Tx: msg.TransactionID, Method: msg.Type.Method,
+		fingerprint: msg.Contains(stun.AttrFingerprint), software: g.Software,
+	}
 }
 
 // decodeRequest decodes frame into msg and says whether it is a request for this server.
@@ -217,9 +228,18 @@ func (g *Gate) authenticate(q *Request, r *realm, msg *stun.Message, list stun.A
 	if c.hash != nil {
 		q.Username = r.names[[sha256.Size]byte(c.hash)]
 	}
-	q.key = g.verify(r, msg, p, a, q.Username)
+	if g.Lookup != nil && !q.nonceReturned {
+		return CodeStaleNonce // before names are looked up, so that all look alike
+	}
+	user, presence := g.find(r, q.Username)
+	if presence == Unasked {
+		return codeUnasked
+	}
+	q.key = g.verify(r, msg, p, a, q.Username, user)
 	switch {
-	case q.key == nil, !g.current(r, q, m):
+	case q.key == nil && presence == Dated:
+		return codeUnasked
+	case q.key == nil, presence == Absent && !g.current(q, m):
 		return CodeUnauthenticated
 	case !q.nonceReturned:
 		return CodeStaleNonce
@@ -230,14 +250,13 @@ func (g *Gate) authenticate(q *Request, r *realm, msg *stun.Message, list stun.A
 // verify yields the key with which the proof of msg holds, nil where none
 // does. What it costs does not depend on whether the user exists: every
 // secret is tried for every name, and an unknown name is checked against a key of nobody.
-func (g *Gate) verify(r *realm, msg *stun.Message, p proof, a algorithm, username string) []byte {
+func (g *Gate) verify(r *realm, msg *stun.Message, p proof, a algorithm, username string, user keys) []byte {
 	var proved []byte
 	try := func(key []byte, real bool) {
 		if p.holds(msg, key) && real && proved == nil {
 			proved = key
 		}
 	}
-	user, static := r.users[username]
 	key := user.of(a)
 	known := key != nil
 	if !known {
@@ -245,19 +264,16 @@ func (g *Gate) verify(r *realm, msg *stun.Message, p proof, a algorithm, usernam
 	}
 	try(key, known)
 	_, _, limited := timeLimited(username)
+	static := user.md5 != nil || user.sha256 != nil
 	for _, secret := range g.Secrets {
 		try(a.key(username, r.name, TimeLimitedPassword(secret, username)), limited && !static)
 	}
 	return proved
 }
 
-// current says whether the credential of q may still do what q asks. A static
-// user's may always. The expiry of a time-limited one ends new
+// current says whether the time-limited credential of q may still do what q asks. Its expiry ends new
 // allocations, and after the grace everything but giving up what it holds.
-func (g *Gate) current(r *realm, q *Request, m Moment) bool {
-	if _, static := r.users[q.Username]; static {
-		return true
-	}
+func (g *Gate) current(q *Request, m Moment) bool {
 	expiry, _, _ := timeLimited(q.Username)
 	over := m.WallTime().Sub(expiry)
 	switch {
@@ -271,9 +287,10 @@ func (g *Gate) current(r *realm, q *Request, m Moment) bool {
 
 // Knows says whether an allocation that username made in a realm at created may live on: after a
 // reload that removed its user it may not. A name whose expiry was over by then
-// was no time-limited credential, but that of a static user who is gone.
+// was no time-limited credential, but that of a static user who is gone. One that a
+// directory may have lives on until that has been asked.
 func (g *Gate) Knows(realm, username string, created Moment) bool {
-	if _, static := g.realms.named(realm).users[username]; static {
+	if _, presence := g.find(g.realms.named(realm), username); presence != Absent {
 		return true
 	}
 	expiry, _, limited := timeLimited(username)

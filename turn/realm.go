@@ -38,7 +38,8 @@ type realm struct {
 //
 // SHA-256 is offered where everybody can use it: a client takes the first
 // algorithm that it knows before anybody knows who it is. Anonymity is offered where the
-// users are all known, for then clients must use it, and a time-limited username is in no table.
+// users are all known, for then clients must use it, and a time-limited username or one of a
+// directory is in no table.
 func newRealm(c *GateConfig, name string, users []User) *realm {
 	r := &realm{name: name, users: map[string]keys{}, names: map[[sha256.Size]byte]string{}}
 	for _, u := range users {
@@ -50,8 +51,11 @@ func newRealm(c *GateConfig, name string, users []User) *realm {
 		r.names[userHash(u.Name, name)] = u.Name
 	}
 	r.dummy = keysOf(User{Password: string(c.NonceKey[:])}, name)
+	if c.Lookup != nil && !c.LookupSHA256 {
+		r.offer = offerMD5
+	}
 	features := byte(featureAlgorithms)
-	if len(c.Secrets) == 0 {
+	if len(c.Secrets) == 0 && c.Lookup == nil {
 		features |= featureAnonymity
 	}
 	r.cookie = cookie(features)

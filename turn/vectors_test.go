@@ -116,7 +116,8 @@ func TestRFC5769LongTerm(t *testing.T) {
 	proved := func() bool {
 		_, p := proven(&msg)
 		g := NewGate(config)
-		return g.verify(g.realms.main, &msg, p, algorithmMD5, name) != nil
+		user, _ := g.find(g.realms.main, name)
+		return g.verify(g.realms.main, &msg, p, algorithmMD5, name, user) != nil
 	}
 	if !proved() {
 		t.Error("the integrity does not hold with the right password")
@@ -161,7 +162,9 @@ func TestRFC8489Sample(t *testing.T) {
 	if !ok || a != algorithmSHA256 {
 		t.Fatalf("got algorithm %d, %t, want SHA-256", a, ok)
 	}
-	key := g.verify(g.realms.main, &msg, p, a, g.realms.main.names[[32]byte(c.hash)])
+	username := g.realms.main.names[[32]byte(c.hash)]
+	user, _ := g.find(g.realms.main, username)
+	key := g.verify(g.realms.main, &msg, p, a, username, user)
 	if key == nil {
 		t.Fatal("the integrity does not hold")
 	}

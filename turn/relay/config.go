@@ -55,6 +55,7 @@ type Config struct {
 	Streams   Streams       // of listeners that are not UDP
 	Datapath  Datapath      // nil: there is none but userspace
 	Cap       turn.Cap      // of an allocation in each direction
+	Lookups   *Lookups      // of the gates in Settings, nil for none
 	Net       transport.Net // nil: real sockets
 	Logger    zerolog.Logger
 	Clock     func() turn.Moment // nil: the host's

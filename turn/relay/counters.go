@@ -24,10 +24,11 @@ const (
 	DropUnsupported              // a Send indication with an attribute that is not supported
 	DropBacklog                  // the client's stream does not take what peers send as fast as they send it
 	DropMTU                      // not to be fragmented, and larger than the link takes
+	DropDirectory                // a request that waited for a directory that did not answer
 	drops
 )
 
-var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported", "backlog", "mtu"}
+var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported", "backlog", "mtu", "directory"}
 
 func (d Drop) String() string { return dropNames[d] }
 

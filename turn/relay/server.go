@@ -244,6 +244,11 @@ func (s *Server) Run(ctx context.Context, cause func() string) error {
 	defer close(s.stopped)
 	group, inner := errgroup.WithContext(ctx)
 	s.serve(group)
+	if s.config.Lookups != nil {
+		for range asksAtOnce {
+			group.Go(func() error { return s.askAll(inner) })
+		}
+	}
 	stopWriter := make(chan struct{})
 	writerDone, committerDone := make(chan error, 1), make(chan struct{})
 	withdrawing, giveUp := context.WithCancel(context.WithoutCancel(ctx))
@@ -342,7 +347,7 @@ func (s *Server) close() error {
 // admit takes a request that came in a datagram through the gate. It yields the answer where there is
 // one already; else the request is on its way to the writer, or dropped.
 func (s *Server) admit(l *listener, shard int, client netip.AddrPort, frame []byte, now int64) *turn.Reply {
-	q, gate, reply := s.judge(l, client, frame)
+	q, gate, reply := s.judge(origin{listener: l, shard: shard, client: client, frame: frame})
 	if reply != nil && reply.Unauthenticated && !s.limiter.Load().allow(client.Addr(), now) {
 		s.stats.drop(DropRateLimited)
 		return nil
@@ -358,17 +363,18 @@ func (s *Server) admit(l *listener, shard int, client netip.AddrPort, frame []by
 	return nil
 }
 
-// judge asks the gate. It yields the answer where there is one already, else the request and the gate that let it in, or nothing.
-func (s *Server) judge(l *listener, client netip.AddrPort, frame []byte) (*turn.Request, *turn.Gate, *turn.Reply) {
+// judge asks the gate. It yields the answer where there is one already, else the request and the gate that let it in, or
+// nothing: it is no request, or waits for a directory.
+func (s *Server) judge(o origin) (*turn.Request, *turn.Gate, *turn.Reply) {
 	gate := s.gate.Load()
-	q, reply, err := gate.Admit(l.fiveTuple(client), frame, s.clock())
+	q, reply, err := gate.Admit(o.listener.fiveTuple(o.client), o.frame, s.clock())
 	if err != nil {
-		s.stats.drop(DropMalformed)
+		s.wait(o, err)
 		return nil, nil, nil
 	}
 	if reply != nil {
 		s.stats.requests[reply.Method&15].Add(1)
-		s.counted(reply, client.Addr())
+		s.counted(reply, o.client.Addr())
 		return nil, nil, reply
 	}
 	s.stats.requests[q.Method&15].Add(1)
@@ -379,6 +385,22 @@ func (s *Server) judge(l *listener, client netip.AddrPort, frame []byte) (*turn.
 		}
 	}
 	return q, gate, nil
+}
+
+// wait has a request wait for a directory, if that is what err says.
+func (s *Server) wait(o origin, err error) {
+	var unasked *turn.UnaskedError
+	if !errors.As(err, &unasked) || s.config.Lookups == nil {
+		s.stats.drop(DropMalformed)
+		return
+	}
+	if o.stream != nil {
+		o.stream.requests.Add(1)
+	}
+	if why, ok := s.config.Lookups.ask(who{unasked.Realm, unasked.Username}, o); !ok {
+		s.stats.drop(why)
+		s.unavailable(o)
+	}
 }
 
 // counted counts an answer, and a refusal for the log where its source is not forged.

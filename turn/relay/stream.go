@@ -180,7 +180,7 @@ func (c *stream) take(b []byte) (taken int, err error) {
 // request takes a STUN request through the gate. Unlike one in a datagram it is never dropped for
 // want of room: nobody repeats it.
 func (c *stream) request(frame []byte) {
-	q, gate, reply := c.server.judge(c.listener, c.client, frame)
+	q, gate, reply := c.server.judge(origin{listener: c.listener, client: c.client, stream: c, frame: frame})
 	if reply != nil {
 		c.reply(reply.Append(nil))
 	}

@@ -126,11 +126,16 @@ func replace(path string, text []byte) error {
 // keepOwner gives f to the owner of the file it replaces, else of the directory, where this process may: root writes
 // the users of a daemon that is not root.
 func keepOwner(f *os.File, path string) error {
-	var st unix.Stat_t
-	if os.Geteuid() != 0 || (unix.Stat(path, &st) != nil && unix.Stat(filepath.Dir(path), &st) != nil) {
+	if os.Geteuid() != 0 {
 		return nil
 	}
-	return f.Chown(int(st.Uid), int(st.Gid))
+	var st unix.Stat_t
+	for _, like := range []string{path, filepath.Dir(path)} {
+		if unix.Stat(like, &st) == nil {
+			return f.Chown(int(st.Uid), int(st.Gid))
+		}
+	}
+	return nil
 }
 
 func syncDir(dir string) error {
