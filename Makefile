@@ -5,10 +5,10 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BIN := bin/turnstone
 
 .DEFAULT_GOAL := build
-.PHONY: help build run test race lint format generate fuzz soak bench clean tools
+.PHONY: help build run test race lint format generate fuzz qemu differential soak bench clean tools
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # The version is the commit. It is stamped where git tells it, whatever GOFLAGS of this machine say.
 STAMP = $(shell git rev-parse HEAD >/dev/null 2>&1 && echo true || echo false)
@@ -41,8 +41,15 @@ generate: ## Write the generated files again
 fuzz: ## Fuzz every decoder for a minute each
 	scripts/fuzz 60s
 
-soak: tools ## The long tests: 50 kills under load, tens of thousands of crash states
+qemu: ## Run the tests of kernel/ on Debian's 6.1 and 6.12 kernels, in qemu
+	scripts/qemu
+
+differential: ## Hold ten million frames through the XDP program against the model in Go
+	TURNSTONE_DIFFERENTIAL=10000000 $(GO) test -timeout 60m -count 1 -v -run '^TestDifferential$$' ./kernel
+
+soak: tools ## The long tests: 50 kills under load, tens of thousands of crash states, a billion packets over recycled slots
 	TURNSTONE_SOAK=1 $(GO) test -timeout 120m -count 1 -v -run 'Restart|CrashState' ./test ./store
+	TURNSTONE_CHURN=1 $(GO) test -timeout 150m -count 1 -v -run '^TestRecycledSlots$$' ./kernel
 
 bench: tools build ## Measure against coturn and pion, with medians over several runs
 	$(GO) run ./bench

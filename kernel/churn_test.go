@@ -39,10 +39,10 @@ func TestRecycledSlots(t *testing.T) {
 	if runtime.NumCPU() < 2 {
 		testenv.Skip(t, "packets and changes need a CPU each")
 	}
-	enough := func(c *churn) bool { return c.hits.Load() >= 10_000_000 && c.recycled.Load() >= 10_000 }
-	limit := 10 * time.Minute
+	enough := func(c *churn) bool { return c.hits.Load() >= 5_000_000 && c.recycled.Load() >= 10_000 }
+	limit := 3 * time.Minute
 	if os.Getenv(churnLong) != "" {
-		limit = 6 * time.Hour
+		limit = 2 * time.Hour
 		enough = func(c *churn) bool { return c.hits.Load() >= 1_000_000_000 }
 	}
 	t.Run("WithoutEither", func(t *testing.T) {
