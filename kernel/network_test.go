@@ -196,6 +196,24 @@ func (n *network) addresses(h *netlink.Handle, l netlink.Link, all ...netip.Addr
 		}
 		n.must(h.AddrAdd(l, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, bits)), Flags: unix.IFA_F_NODAD}))
 	}
+	for _, a := range all {
+		n.local(h, a)
+	}
+}
+
+// local waits until the host takes what is sent to an address of its own: the kernel adds the route of an IPv6 address
+// in its own time.
+func (n *network) local(h *netlink.Handle, a netip.Addr) {
+	n.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		routes, err := h.RouteGet(a.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+		if time.Now().After(deadline) {
+			n.Fatalf("%s is no address of the host within %s: %v, %v", a, patience, routes, err)
+		}
+	}
 }
 
 // via adds or replaces the route to p through a router.
