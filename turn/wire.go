@@ -107,15 +107,13 @@ func StreamFrame(b []byte) (int, error) {
 	return 0, ErrFrame
 }
 
-// AppendChannelData appends a ChannelData message, padded as on a stream or not at all, as in a datagram.
-func AppendChannelData(dst []byte, n ChannelNumber, data []byte, padded bool) []byte {
+// AppendChannelData appends a ChannelData message with the padding that streams demand and datagrams may
+// have (RFC 8656 section 12.5).
+func AppendChannelData(dst []byte, n ChannelNumber, data []byte) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, uint16(n))
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(data)))
 	dst = append(dst, data...)
-	if padded {
-		dst = append(dst, make([]byte, -len(data)&3)...)
-	}
-	return dst
+	return append(dst, make([]byte, -len(data)&3)...)
 }
 
 // PutChannelHeader writes the header of a ChannelData message that carries

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"turnstone/cmd/turnstone/internal/admin"
+	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/kernel"
 	"turnstone/store"
@@ -33,19 +34,20 @@ type running struct {
 
 // served is a daemon as it runs.
 type served struct {
-	load      loader
-	now       atomic.Pointer[running]
-	key       [32]byte // of nonces
-	store     *store.Log
-	relay     *relay.Server
-	kernel    *kernel.Datapath // nil: userspace relays everything
-	userspace string           // why it does
-	log       zerolog.Logger
-	clock     func() turn.Moment
-	started   time.Time
-	drained   atomic.Bool
-	users     usersState
-	reload    sync.Mutex // one reload at a time
+	load         loader
+	now          atomic.Pointer[running]
+	key          [32]byte // of nonces
+	certificates *certs.Store
+	store        *store.Log
+	relay        *relay.Server
+	kernel       *kernel.Datapath // nil: userspace relays everything
+	userspace    string           // why it does
+	log          zerolog.Logger
+	clock        func() turn.Moment
+	started      time.Time
+	drained      atomic.Bool
+	users        usersState
+	reload       sync.Mutex // one reload at a time
 }
 
 // settings are what the relay runs by, and the ICE servers to print for a demo.
@@ -68,8 +70,11 @@ func (d *served) settings(r config.Resolved) (relay.Settings, string, error) {
 
 // turnURLs are the listeners as clients name them (RFC 7065).
 func turnURLs(r config.Resolved) (urls []string) {
+	form := map[turn.Protocol]string{
+		turn.UDP: "turn:%v?transport=udp", turn.TCP: "turn:%v?transport=tcp", turn.TLS: "turns:%v?transport=tcp", turn.DTLS: "turns:%v?transport=udp",
+	}
 	for _, l := range r.Listeners {
-		urls = append(urls, "turn:"+r.Rules.Shown(l.Address).String()+"?transport=udp")
+		urls = append(urls, fmt.Sprintf(form[l.Protocol], r.Rules.Shown(l.Address)))
 	}
 	return urls
 }
@@ -133,7 +138,7 @@ var needRestart = map[string]bool{
 	"listen": true, "data": true, "admin-socket": true, "metrics": true, "log.format": true,
 	"limits.max-bandwidth": true,
 	"kernel.mode":          true, "kernel.interfaces": true, "kernel.xdp": true, "kernel.instance": true, "kernel.max-channels": true,
-	"tls.cert": true, "tls.key": true,
+	"proxy-protocol-from": true, "limits.max-streams": true, "limits.max-idle-streams": true,
 }
 
 // Reload reads the configuration again. It yields the settings that have changed and need a
@@ -149,6 +154,9 @@ func (d *served) Reload(ctx context.Context) (restart []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reload configuration: %w", err)
 	}
+	if err := d.certificates.Use(r.Certificates); err != nil {
+		return nil, fmt.Errorf("reload configuration: %w", err)
+	}
 	old := d.now.Load()
 	restart = []string{}
 	before := config.Settings(&old.config)
@@ -161,6 +169,7 @@ func (d *served) Reload(ctx context.Context) (restart []string, err error) {
 		return nil, fmt.Errorf("reload configuration: %w", err)
 	}
 	zerolog.SetGlobalLevel(r.Level)
+	r.Streams = old.resolved.Streams
 	r.Listeners, r.Data, r.AdminSocket, r.Metrics, r.Kernel, r.Cap = old.resolved.Listeners, old.resolved.Data,
 		old.resolved.AdminSocket, old.resolved.Metrics, old.resolved.Kernel, old.resolved.Cap
 	d.now.Store(&running{config: old.config, resolved: r})

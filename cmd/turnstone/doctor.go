@@ -59,8 +59,8 @@ func lookedAt(r config.Resolved, c *config.Config, origins config.Origins) docto
 			h.Private = append(h.Private, file)
 		}
 	}
-	if c.TLS.Key != "" {
-		h.Private = append(h.Private, c.TLS.Key)
+	for _, f := range r.Certificates {
+		h.Private = append(h.Private, f.Key)
 	}
 	return h
 }

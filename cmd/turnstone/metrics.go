@@ -17,7 +17,7 @@ import (
 func (d *served) sources() metrics.Sources {
 	return metrics.Sources{
 		Counters: d.relay.Counters, Ready: d.relay.Ready, Draining: d.drained.Load, Room: d.store.Room, Allocations: d.relay.Allocations,
-		FreeBytes: d.store.FreeBytes, Kernel: d.measureKernel, Version: version(),
+		FreeBytes: d.store.FreeBytes, CertificateExpiry: d.certificates.Expires, Kernel: d.measureKernel, Version: version(),
 		Users: func() int { return len(d.now.Load().resolved.Gate.Users) }, UsersBroken: d.users.broken.Load,
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"turnstone/cmd/turnstone/internal/admin"
+	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/crash"
 	"turnstone/store"
@@ -51,6 +52,9 @@ func serveCommand(o *options) *cobra.Command {
 	config.Flags(cmd.Flags())
 	return cmd
 }
+
+// certificatesEvery is how often the files of certificates are looked at.
+const certificatesEvery = 5 * time.Second
 
 // serve runs a daemon. What goes wrong once it has a logger is logged.
 func serve(ctx context.Context, load loader, cause func() string, stdout, stderr io.Writer) error {
@@ -93,8 +97,13 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	}
 	state := d.store.State()
 	sealed := state.LastSealed()
+	d.certificates = certs.NewStore(d.log)
+	if err := d.certificates.Use(r.Certificates); err != nil {
+		return err
+	}
+	r.Streams.TLS = d.certificates.Config()
 	d.relay, err = relay.New(relay.Config{
-		Listeners: r.Listeners, Settings: settings, Log: d.store, State: state, Cap: r.Cap,
+		Listeners: r.Listeners, Streams: r.Streams, Settings: settings, Log: d.store, State: state, Cap: r.Cap,
 		Logger: d.log, Clock: d.clock, Version: version(), PID: os.Getpid(),
 	})
 	if err != nil {
@@ -142,6 +151,7 @@ func (d *served) run(ctx context.Context, cause func() string, sealed uint64, de
 	group.Go(func() error { return ignoreEnd(d.store.Background(aside, sealed, d.relay.Record)) })
 	group.Go(func() error { return d.watchSignals(aside) })
 	group.Go(func() error { return d.watchUsers(aside) })
+	group.Go(func() error { return d.certificates.Watch(aside, certificatesEvery) })
 	if web != nil {
 		group.Go(func() error { return serveMetrics(aside, web, d.sources()) })
 	}

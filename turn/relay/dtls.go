@@ -29,6 +29,8 @@ const (
 	dtlsHello     = dtlsRecord + dtlsHandshake + 2 + 32
 	dtlsSequence  = dtlsRecord + 4 // of the handshake message
 
+	dtlsVersion         = 0xfefd // 1.2
+	dtlsTypeAlert       = 21
 	dtlsTypeHandshake   = 22
 	dtlsTypeClientHello = 1
 	dtlsTypeVerify      = 3
@@ -108,15 +110,25 @@ func (a *dtlsAccepter) receive(client netip.AddrPort, b []byte) {
 		a.server.stats.drop(DropMalformed)
 		return
 	}
-	if !a.proves(client, b, cookie) {
-		if !a.server.limiter.Load().allow(client.Addr(), uptime()) {
-			a.server.stats.drop(DropRateLimited)
-			return
-		}
-		_, _ = a.conn.WriteToUDPAddrPort(helloVerify(b, a.cookie(client, b, uint32(uptime()/int64(time.Second)))), client)
+	old := binary.BigEndian.Uint16(b[dtlsRecord+dtlsHandshake:]) > dtlsVersion // they count down
+	if old || !a.proves(client, b, cookie) {
+		a.answer(client, b, old)
 		return
 	}
 	a.associate(client, b, string(cookie), known)
+}
+
+// answer asks a client for the cookie, or tells it that its version is too old. Either is shorter than its hello.
+func (a *dtlsAccepter) answer(client netip.AddrPort, hello []byte, old bool) {
+	if !a.server.limiter.Load().allow(client.Addr(), uptime()) {
+		a.server.stats.drop(DropRateLimited)
+		return
+	}
+	answer := protocolAlert(hello)
+	if !old {
+		answer = helloVerify(hello, a.cookie(client, hello, uint32(uptime()/int64(time.Second))))
+	}
+	_, _ = a.conn.WriteToUDPAddrPort(answer, client) // as lossy as the network
 }
 
 // parseHello says whether b is a ClientHello in one piece, and with what cookie.
@@ -170,6 +182,12 @@ func helloVerify(hello, cookie []byte) []byte {
 	n := byte(len(body))
 	out = append(out, dtlsTypeVerify, 0, 0, n, 0, 0, 0, 0, 0, 0, 0, n)
 	return append(out, body...)
+}
+
+// protocolAlert is the alert that ends the handshake of hello: protocol_version, fatal (RFC 5246 section 7.2).
+func protocolAlert(hello []byte) []byte {
+	out := append([]byte{dtlsTypeAlert}, hello[1:11]...) // in the version and with the sequence of the client's
+	return append(out, 0, 2, 2, 70)
 }
 
 // association is the DTLS connection of a client. It is the packet connection below that of the library, which

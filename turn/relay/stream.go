@@ -36,7 +36,7 @@ type stream struct {
 	listener  *listener
 	conn      net.Conn
 	client    netip.AddrPort
-	datagrams bool                 // DTLS: each frame is a message of its own, without padding
+	datagrams bool                 // DTLS: each frame is a message of its own
 	flow      atomic.Pointer[flow] // of its allocation, nil while it has none
 	gone      atomic.Bool          // it has ended: nothing it asked for is decided any more
 	requests  atomic.Int32         // that wait for their answer
@@ -214,7 +214,7 @@ func (c *stream) channelData(n turn.ChannelNumber, payload []byte) bool {
 	if c.closed || len(c.out)+turn.ChannelHeader+len(payload) > dataBacklog {
 		return false
 	}
-	c.out = turn.AppendChannelData(c.out, n, payload, !c.datagrams)
+	c.out = turn.AppendChannelData(c.out, n, payload) // some clients look for the padding over DTLS too
 	c.queued()
 	return true
 }

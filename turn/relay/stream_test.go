@@ -135,11 +135,6 @@ func (g *rig) clientOn(conn net.Conn, p turn.Protocol) *client {
 	return &client{endpointUDP: &endpointUDP{t: g.t, stream: conn, addr: at}, server: g.listens(p), user: "alice", password: "secret"}
 }
 
-// padded frames data for a channel on a stream of p.
-func padded(p turn.Protocol, n turn.ChannelNumber, data []byte) []byte {
-	return turn.AppendChannelData(nil, n, data, p != turn.DTLS)
-}
-
 func TestStreamsRelay(t *testing.T) {
 	g := serveTest(t, withStreams(t))
 	for _, p := range protocols[1:] {
@@ -159,13 +154,13 @@ func TestStreamsRelay(t *testing.T) {
 				}
 				data := make([]byte, size)
 				_, _ = rand.Read(data)
-				c.send(c.server, padded(p, 0x4000, data))
+				c.send(c.server, turn.AppendChannelData(nil, 0x4000, data))
 				peer.want(data)
 				peer.send(c.relayed, data)
-				c.want(padded(p, 0x4000, data))
+				c.want(turn.AppendChannelData(nil, 0x4000, data))
 			}
 			c.do(0, stun.MethodRefresh, lifetime(0))
-			c.send(c.server, padded(p, 0x4000, []byte("late")))
+			c.send(c.server, turn.AppendChannelData(nil, 0x4000, []byte("late")))
 			peer.wantNothing()
 			c.allocate() // the stream goes on
 		})
@@ -188,7 +183,7 @@ func TestStreamIsReadAsItComes(t *testing.T) {
 			continue
 		}
 		data := bytes.Repeat([]byte{byte(i)}, source.IntN(200))
-		stream = append(stream, padded(turn.TCP, 0x4000, data)...)
+		stream = append(stream, turn.AppendChannelData(nil, 0x4000, data)...)
 		want = append(want, data)
 	}
 	go func() {
@@ -538,6 +533,13 @@ func TestDTLSKeepsNothingBeforeTheCookie(t *testing.T) {
 	}
 	if n := known(); n != 0 {
 		t.Errorf("%d clients are known that have returned no cookie", n)
+	}
+	old := bytes.Clone(hello)
+	old[dtlsRecord+dtlsHandshake+1] = 0xff // DTLS 1.0
+	e := listenUDP(t, netip.AddrPortFrom(serverIP, 0), false)
+	e.send(g.listens(turn.DTLS), old)
+	if answer, _ := e.receive(5 * time.Second); len(answer) != dtlsRecord+2 || answer[0] != dtlsTypeAlert {
+		t.Errorf("got %x to a hello of DTLS 1.0, want an alert", answer)
 	}
 	one, other := listenUDP(t, netip.AddrPortFrom(serverIP, 0), false), listenUDP(t, netip.AddrPortFrom(serverIP, 0), false)
 	one.send(g.listens(turn.DTLS), hello)

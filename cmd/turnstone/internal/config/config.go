@@ -12,7 +12,7 @@ import (
 // file, on the command line and in the environment (TURNSTONE_ and the env tag); arg is
 // what its value is called in the help, and doc is its documentation everywhere.
 type Config struct {
-	Listen      []string `toml:"listen" flag:"listen" arg:"URL" env:"LISTEN" doc:"Addresses clients send to, as udp://HOST:PORT, IPv6 in brackets. 0.0.0.0 and [::] stand for every address the host has at start, link-local ones excepted."`
+	Listen      []string `toml:"listen" flag:"listen" arg:"URL" env:"LISTEN" doc:"Addresses clients send to, as udp://HOST:PORT, tcp://, tls:// or dtls://, IPv6 in brackets. Without a port it is 3478, for tls and dtls 5349. 0.0.0.0 and [::] stand for every address the host has at start, link-local ones excepted."`
 	RelayIP     []string `toml:"relay-ip" flag:"relay-ip" arg:"IP" env:"RELAY_IP" doc:"Addresses relayed transport addresses are made of, at most one per family. Default: of each family that is listened on, a global address of the host, else a private one, else loopback."`
 	ExternalIP  []string `toml:"external-ip" flag:"external-ip" arg:"IP" env:"EXTERNAL_IP" doc:"Address clients and peers see instead of the relay address, behind a 1:1 NAT: PUBLIC, or PUBLIC/PRIVATE where PRIVATE is the relay address it stands for."`
 	RelayPorts  string   `toml:"relay-ports" flag:"relay-ports" arg:"RANGE" env:"RELAY_PORTS" doc:"Range of ports of relayed transport addresses, FIRST-LAST."`
@@ -21,6 +21,8 @@ type Config struct {
 	Data        string   `toml:"data" flag:"data" arg:"DIR" env:"DATA" doc:"Directory of the log and the keys. Default: $STATE_DIRECTORY, as systemd sets it, else ./turnstone-data."`
 	AdminSocket string   `toml:"admin-socket" flag:"admin-socket" arg:"PATH" env:"ADMIN_SOCKET" doc:"Unix socket the other commands talk to. Default: admin.sock in the data directory."`
 	Metrics     string   `toml:"metrics" flag:"metrics" arg:"ADDR" env:"METRICS" doc:"Address of /metrics, /healthz and /readyz, off for none. The default is given up where it is taken."`
+
+	ProxyProtocolFrom []string `toml:"proxy-protocol-from" flag:"proxy-protocol-from" arg:"CIDR" env:"PROXY_PROTOCOL_FROM" doc:"Networks (CIDR) of load balancers that begin each TCP or TLS connection with a PROXY protocol header, version 2. It is demanded of them, and of nobody else believed."`
 
 	Auth   Auth   `toml:"auth"`
 	Peers  Peers  `toml:"peers"`
@@ -58,6 +60,8 @@ type Limits struct {
 	DefaultLifetime        Duration `toml:"default-lifetime" flag:"default-lifetime" arg:"DURATION" env:"DEFAULT_LIFETIME" doc:"Lifetime of an allocation whose client asks for none or less."`
 	MaxLifetime            Duration `toml:"max-lifetime" flag:"max-lifetime" arg:"DURATION" env:"MAX_LIFETIME" doc:"Lifetime of an allocation at most."`
 	ChannelRange           string   `toml:"channel-range" flag:"channel-range" arg:"NAME" env:"CHANNEL_RANGE" doc:"Channel numbers clients may bind: rfc5766 (0x4000-0x7FFF), which clients in the field use, or rfc8656 (0x4000-0x4FFF)."`
+	MaxStreams             int      `toml:"max-streams" flag:"max-streams" arg:"N" env:"MAX_STREAMS" doc:"Connections of clients over TCP, TLS and DTLS in total. Each takes a file descriptor."`
+	MaxIdleStreams         int      `toml:"max-idle-streams" flag:"max-idle-streams" arg:"N" env:"MAX_IDLE_STREAMS" doc:"Such connections of one IPv4 address or IPv6 /64 that have no allocation. Each of them ends after 30 s without a request."`
 	UnauthRate             int      `toml:"unauth-rate" flag:"unauth-rate" arg:"N" env:"UNAUTH_RATE" doc:"Answers a second to one IPv4 address or IPv6 /64 that has not authenticated, loopback excepted; 0 for no limit."`
 	UnauthBurst            int      `toml:"unauth-burst" flag:"unauth-burst" arg:"N" env:"UNAUTH_BURST" doc:"Such answers at once."`
 }
@@ -71,10 +75,10 @@ type Kernel struct {
 	MaxChannels int      `toml:"max-channels" flag:"kernel-max-channels" arg:"N" env:"KERNEL_MAX_CHANNELS" doc:"Channels the kernel has room for; those beyond are relayed in userspace. A thousand take about a megabyte of kernel memory."`
 }
 
-// TLS names the certificate of TLS and DTLS listeners.
+// TLS names the certificates of TLS and DTLS listeners.
 type TLS struct {
-	Cert string `toml:"cert" flag:"cert" arg:"FILE" env:"CERT" doc:"File with the certificate chain, PEM."`
-	Key  string `toml:"key" flag:"key" arg:"FILE" env:"KEY" doc:"File with the private key, PEM."`
+	Cert []string `toml:"cert" flag:"cert" arg:"FILE" env:"CERT" doc:"Files with a certificate chain each, PEM. A client is shown the first for the name it asks for, else the first. A file that changes is read again."`
+	Key  []string `toml:"key" flag:"key" arg:"FILE" env:"KEY" doc:"Files with the private keys, PEM, in the same order. Default: the files of the certificates."`
 }
 
 // Log says what is logged on stderr.
@@ -124,12 +128,12 @@ func (d Duration) String() string {
 // Default is the configuration without a file, environment or flags.
 func Default() Config {
 	return Config{
-		Listen: []string{"udp://0.0.0.0:3478", "udp://[::]:3478"}, RelayPorts: "49152-65535",
+		Listen: []string{"udp://0.0.0.0:3478", "udp://[::]:3478", "tcp://0.0.0.0:3478", "tcp://[::]:3478"}, RelayPorts: "49152-65535",
 		Realm: "turnstone", Software: "turnstone", Metrics: DefaultMetrics,
 		Auth: Auth{NonceLifetime: Duration(time.Hour), CredentialGrace: -1},
 		Limits: Limits{
 			MaxPermissions: 1024, MaxChannels: 1024, DefaultLifetime: Duration(10 * time.Minute), MaxLifetime: Duration(time.Hour),
-			ChannelRange: "rfc5766", UnauthRate: 100, UnauthBurst: 1000,
+			ChannelRange: "rfc5766", MaxStreams: 16384, MaxIdleStreams: 256, UnauthRate: 100, UnauthBurst: 1000,
 		},
 		Kernel: Kernel{Mode: "auto", XDP: "auto", Instance: "default", MaxChannels: 16384},
 		Log:    Log{Level: "info", Format: "auto"},

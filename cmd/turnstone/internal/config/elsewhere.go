@@ -3,6 +3,7 @@ package config
 import (
 	"net/netip"
 
+	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/users"
 )
 
@@ -21,20 +22,21 @@ func CheckText(name string, text []byte) error {
 func (c *Config) elsewhere() host {
 	own := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
 	for _, s := range c.Listen {
-		if at, err := listenAddress(s); err == nil && !at.Addr().IsUnspecified() {
+		if _, at, err := listenAddress(s); err == nil && !at.Addr().IsUnspecified() {
 			own = append(own, at.Addr())
 		}
 	}
 	return host{
 		own: own, bindable: func(netip.Addr) error { return nil },
-		users: func(string) ([]users.User, error) { return nil, nil },
+		users:        func(string) ([]users.User, error) { return nil, nil },
+		certificates: func([]certs.Files) error { return nil },
 	}
 }
 
 // Transports are the transports that clients may be listened to over.
 func Transports() (out []string) {
 	for _, t := range transports {
-		if _, err := listenAddress(t + "://192.0.2.1:3478"); err == nil {
+		if _, _, err := listenAddress(t + "://192.0.2.1:3478"); err == nil {
 			out = append(out, t)
 		}
 	}

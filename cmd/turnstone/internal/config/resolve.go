@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/users"
 	"turnstone/turn"
 	"turnstone/turn/relay"
@@ -21,21 +22,23 @@ import (
 
 // Resolved is what a Config means on this host.
 type Resolved struct {
-	Listeners   []relay.Listener
-	Rules       turn.Rules
-	Gate        turn.GateConfig // without the nonce key
-	UnauthRate  int
-	UnauthBurst int
-	Cap         turn.Cap // of an allocation in each direction
-	Digest      [32]byte // of the configuration, secrets left out
-	Data        string
-	AdminSocket string
-	Metrics     string // empty for none
-	MetricsSet  bool   // it is not the default: being taken is an error
-	Demo        bool   // nobody is configured: a demo user is to be made
-	Kernel      Kernel
-	Level       zerolog.Level
-	LogFormat   string
+	Listeners    []relay.Listener
+	Streams      relay.Streams // without their TLS, which is of Certificates
+	Certificates []certs.Files
+	Rules        turn.Rules
+	Gate         turn.GateConfig // without the nonce key
+	UnauthRate   int
+	UnauthBurst  int
+	Cap          turn.Cap // of an allocation in each direction
+	Digest       [32]byte // of the configuration, secrets left out
+	Data         string
+	AdminSocket  string
+	Metrics      string // empty for none
+	MetricsSet   bool   // it is not the default: being taken is an error
+	Demo         bool   // nobody is configured: a demo user is to be made
+	Kernel       Kernel
+	Level        zerolog.Level
+	LogFormat    string
 
 	UsersFile     string         // empty for none
 	UsersIdentity users.Identity // of the file that the users in Gate are from
@@ -62,14 +65,15 @@ func (c *Config) Resolve() (Resolved, error) {
 	if err != nil {
 		return Resolved{}, err
 	}
-	return c.resolve(host{own: own, bindable: bindable, users: users.Read})
+	return c.resolve(host{own: own, bindable: bindable, users: users.Read, certificates: loadable})
 }
 
 // host is where a configuration is to be in force.
 type host struct {
-	own      []netip.Addr
-	bindable func(netip.Addr) error
-	users    func(path string) ([]users.User, error)
+	own          []netip.Addr
+	bindable     func(netip.Addr) error
+	users        func(path string) ([]users.User, error)
+	certificates func([]certs.Files) error
 }
 
 func (c *Config) resolve(h host) (Resolved, error) {
@@ -85,6 +89,11 @@ func (c *Config) resolve(h host) (Resolved, error) {
 	if listens { // the relay addresses follow from the listeners
 		r.Rules.Relays = c.relays(h, r.Listeners, &p)
 	}
+	r.Certificates = c.certificates(h, r.Listeners, &p)
+	r.Streams = relay.Streams{Max: c.Limits.MaxStreams, MaxIdle: c.Limits.MaxIdleStreams}
+	var err error
+	r.Streams.Proxies, err = networks(c.ProxyProtocolFrom)
+	p.check("proxy-protocol-from", err)
 	r.Gate = c.gate(&p)
 	r.Gate.Realms = c.realms(r.Gate.Realm, h.own, r.Listeners, &p)
 	for _, one := range r.Gate.Realms {

@@ -1,14 +1,23 @@
 package config
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
+	"math/big"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/users"
 	"turnstone/turn"
 	"turnstone/turn/relay"
@@ -23,7 +32,10 @@ func loopback() Config {
 
 func TestResolve(t *testing.T) {
 	c := loopback()
-	c.Listen = append(c.Listen, "udp://127.0.0.1", "udp://127.0.0.1:3479")
+	c.Listen = append(c.Listen, "udp://127.0.0.1", "udp://127.0.0.1:3479", "tcp://127.0.0.1", "tls://127.0.0.1", "dtls://127.0.0.1")
+	certificate := makeCertificate(t)
+	c.TLS.Cert = []string{certificate}
+	c.ProxyProtocolFrom = []string{"192.0.2.9"}
 	c.ExternalIP = []string{"198.51.100.1"}
 	c.RelayPorts = "50000-50009"
 	c.Peers.Allow = []string{"192.0.2.1", "::ffff:192.0.2.2", "10.1.2.3/8"}
@@ -38,7 +50,13 @@ func TestResolve(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := netip.MustParseAddrPort
-	wantListeners := []relay.Listener{{Address: at("127.0.0.1:3478"), Protocol: turn.UDP}, {Address: at("127.0.0.1:3479"), Protocol: turn.UDP}}
+	wantListeners := []relay.Listener{
+		{Address: at("127.0.0.1:3478"), Protocol: turn.UDP},
+		{Address: at("127.0.0.1:3479"), Protocol: turn.UDP},
+		{Address: at("127.0.0.1:3478"), Protocol: turn.TCP},
+		{Address: at("127.0.0.1:5349"), Protocol: turn.TLS},
+		{Address: at("127.0.0.1:5349"), Protocol: turn.DTLS},
+	}
 	if !slices.Equal(r.Listeners, wantListeners) {
 		t.Errorf("listeners %v, want %v", r.Listeners, wantListeners)
 	}
@@ -52,6 +70,12 @@ func TestResolve(t *testing.T) {
 	net := netip.MustParsePrefix
 	if want := []netip.Prefix{net("192.0.2.1/32"), net("192.0.2.2/32"), net("10.0.0.0/8")}; !slices.Equal(r.Rules.Policy.Allow, want) {
 		t.Errorf("allowed %v, want %v", r.Rules.Policy.Allow, want)
+	}
+	if want := []certs.Files{{Cert: certificate, Key: certificate}}; !slices.Equal(r.Certificates, want) {
+		t.Errorf("certificates %v, want %v", r.Certificates, want)
+	}
+	if r.Streams.Max != 16384 || r.Streams.MaxIdle != 256 || !slices.Equal(r.Streams.Proxies, []netip.Prefix{net("192.0.2.9/32")}) {
+		t.Errorf("got streams %+v", r.Streams)
 	}
 	if r.Rules.LastChannel != turn.ChannelLast || r.Rules.MaxLifetime != time.Hour || r.Metrics != "" || r.Demo {
 		t.Errorf("got last channel %v, max lifetime %v, metrics %q, demo %t", r.Rules.LastChannel, r.Rules.MaxLifetime, r.Metrics, r.Demo)
@@ -179,17 +203,52 @@ func TestResolveDefaults(t *testing.T) {
 	}
 }
 
+// makeCertificate makes a file with a certificate and its key.
+func makeCertificate(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"turn.example.org"}, NotAfter: time.Now().Add(365 * 24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "turn.pem")
+	b := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})...)
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 func TestResolveErrors(t *testing.T) {
 	long := strings.Repeat("x", 128)
 	for name, tt := range map[string]struct {
 		change func(*Config)
 		want   string
 	}{
-		"ListenNothing":     {func(c *Config) { c.Listen = nil }, "listen: no address to listen on"},
-		"ListenName":        {func(c *Config) { c.Listen = []string{"udp://relay.example:3478"} }, `listen: "udp://relay.example:3478" is no address like`},
-		"ListenNoScheme":    {func(c *Config) { c.Listen = []string{"127.0.0.1:3478"} }, `listen: "127.0.0.1:3478" is no address like`},
-		"ListenPortZero":    {func(c *Config) { c.Listen = []string{"udp://127.0.0.1:0"} }, "is no address like"},
-		"ListenPath":        {func(c *Config) { c.Listen = []string{"udp://127.0.0.1:1/x"} }, "is no address like"},
+		"ListenNothing":  {func(c *Config) { c.Listen = nil }, "listen: no address to listen on"},
+		"ListenName":     {func(c *Config) { c.Listen = []string{"udp://relay.example:3478"} }, `listen: "udp://relay.example:3478" is no address like`},
+		"ListenNoScheme": {func(c *Config) { c.Listen = []string{"127.0.0.1:3478"} }, `listen: "127.0.0.1:3478" is no address like`},
+		"ListenPortZero": {func(c *Config) { c.Listen = []string{"udp://127.0.0.1:0"} }, "is no address like"},
+		"ListenPath":     {func(c *Config) { c.Listen = []string{"udp://127.0.0.1:1/x"} }, "is no address like"},
+		"ListenTwice": {func(c *Config) {
+			c.Listen, c.TLS.Cert = []string{"tcp://127.0.0.1:1", "tls://127.0.0.1:1"}, []string{makeCertificate(t)}
+		}, "listen: 127.0.0.1:1 cannot be both tcp and tls"},
+		"ListenTwiceUDP": {func(c *Config) {
+			c.Listen, c.TLS.Cert = []string{"udp://127.0.0.1:1", "dtls://127.0.0.1:1"}, []string{makeCertificate(t)}
+		}, "listen: 127.0.0.1:1 cannot be both udp and dtls"},
+		"NoCertificate":     {func(c *Config) { c.Listen = []string{"tls://127.0.0.1"} }, "tls.cert: tls://127.0.0.1:5349 needs a certificate"},
+		"NoCertificateFile": {func(c *Config) { c.TLS.Cert = []string{"/nowhere.pem"} }, "tls.cert: certificate /nowhere.pem"},
+		"KeysMissing":       {func(c *Config) { c.TLS.Cert, c.TLS.Key = []string{"a", "b"}, []string{"c"} }, "tls.key: there are 1 keys for 2 certificates"},
+		"ProxyName":         {func(c *Config) { c.ProxyProtocolFrom = []string{"haproxy"} }, `proxy-protocol-from: "haproxy" is no network`},
+		"NoStreams":         {func(c *Config) { c.Limits.MaxStreams = 0 }, "limits.max-streams: 0 is less than 1"},
 		"ListenUnknown":     {func(c *Config) { c.Listen = []string{"sctp://127.0.0.1"} }, `unknown transport "sctp"`},
 		"RelayName":         {func(c *Config) { c.RelayIP = []string{"relay"} }, `relay-ip: "relay" is no address`},
 		"RelayUnspecified":  {func(c *Config) { c.RelayIP = []string{"0.0.0.0"} }, `relay-ip: "0.0.0.0" is no address`},

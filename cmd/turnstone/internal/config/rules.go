@@ -51,6 +51,8 @@ func (l *Limits) check(p *problems) {
 		{"max-bandwidth", l.MaxBandwidth, 0},
 		{"max-permissions", l.MaxPermissions, 1},
 		{"max-channels", l.MaxChannels, 1},
+		{"max-streams", l.MaxStreams, 1},
+		{"max-idle-streams", l.MaxIdleStreams, 1},
 		{"unauth-rate", l.UnauthRate, 0},
 		{"unauth-burst", l.UnauthBurst, 0},
 	} {

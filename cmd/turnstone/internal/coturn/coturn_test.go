@@ -181,6 +181,7 @@ func TestMapping(t *testing.T) {
 			got, lines := imported(t, row.text)
 			want := config.Default()
 			row.change(&want)
+			onlyUDP(&want)
 			onlyUDP(&got)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("%q (-want +got):\n%s", row.text, diff)

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"turnstone/kernel"
 	"turnstone/turn"
@@ -19,16 +20,17 @@ import (
 
 // Sources are what is measured.
 type Sources struct {
-	Counters    func() relay.Counters
-	Ready       func() bool // requests are answered
-	Draining    func() bool
-	Room        func() turn.Room
-	Allocations func() int
-	FreeBytes   func() int64
-	Kernel      func() (kernel.Status, bool) // false where userspace relays everything
-	Version     string
-	Users       func() int  // of the configuration and the file
-	UsersBroken func() bool // the file of users cannot be read
+	Counters          func() relay.Counters
+	Ready             func() bool // requests are answered
+	Draining          func() bool
+	Room              func() turn.Room
+	Allocations       func() int
+	FreeBytes         func() int64
+	CertificateExpiry func() time.Time             // of the first of them, zero without any
+	Kernel            func() (kernel.Status, bool) // false where userspace relays everything
+	Version           string
+	Users             func() int  // of the configuration and the file
+	UsersBroken       func() bool // the file of users cannot be read
 }
 
 // Handler serves /metrics, /healthz and /readyz.
@@ -79,6 +81,10 @@ var (
 	packets     = desc("relayed_packets_total", "Datagrams relayed.", "path", "direction")
 	bytes       = desc("relayed_bytes_total", "Bytes of application data relayed.", "path", "direction")
 	dropped     = desc("dropped_total", "Datagrams dropped.", "reason")
+	streams     = desc("streams", "Connections of clients over TCP, TLS and DTLS.", "protocol")
+	noStreams   = desc("streams_refused_total", "Such connections refused: for want of room, or after a failed handshake.")
+	cutOff      = desc("streams_cut_off_total", "Such connections ended because the client did not take its answers.")
+	expiry      = desc("certificate_expiry_seconds", "When the first of the certificates ends, in Unix time; absent without any.")
 	requests    = desc("requests_total", "Requests by method.", "method")
 	replies     = desc("replies_total", "Replies by STUN error code, 0 for success.", "code")
 	commits     = desc("log_commits_total", "Records made durable.")
@@ -102,7 +108,7 @@ var (
 
 // descs are all metrics of the daemon's own.
 var descs = []*prometheus.Desc{
-	info, ready, draining, room, freeBytes, allocations, packets, bytes, dropped, requests, replies, commits, events, recoveries,
+	info, ready, draining, room, freeBytes, allocations, packets, bytes, dropped, streams, noStreams, cutOff, expiry, requests, replies, commits, events, recoveries,
 	users, usersBroken,
 	attached, flowsIn, slots, used, absent, hops, lag, drift, failures, memory, verdicts,
 }
@@ -134,6 +140,14 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count(bytes, n.ToClientBytes, path, "to_client")
 	for reason, v := range n.Drops {
 		count(dropped, v, reason)
+	}
+	for p, v := range n.Streams {
+		gauge(streams, float64(v), p.String())
+	}
+	count(noStreams, n.StreamsRefused)
+	count(cutOff, n.StreamsCutOff)
+	if t := c.CertificateExpiry(); !t.IsZero() {
+		gauge(expiry, float64(t.Unix()))
 	}
 	for method, v := range n.Requests {
 		count(requests, v, stun.Method(method).String())

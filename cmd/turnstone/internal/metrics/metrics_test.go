@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"turnstone/kernel"
 	"turnstone/turn"
@@ -15,10 +16,13 @@ import (
 func sources(ready bool, room turn.Room) Sources {
 	return Sources{
 		Counters: func() relay.Counters {
-			return relay.Counters{ToPeerPackets: 3, Drops: map[string]uint64{"ttl": 2}, Requests: map[uint16]uint64{3: 5}, Replies: map[int]uint64{401: 7}}
+			return relay.Counters{
+				ToPeerPackets: 3, Drops: map[string]uint64{"ttl": 2}, Requests: map[uint16]uint64{3: 5}, Replies: map[int]uint64{401: 7},
+				Streams: map[turn.Protocol]int64{turn.TLS: 23}, StreamsRefused: 29, StreamsCutOff: 31,
+			}
 		},
 		Ready: func() bool { return ready }, Draining: func() bool { return false }, Room: func() turn.Room { return room },
-		Allocations: func() int { return 11 }, FreeBytes: func() int64 { return 13 }, Version: "1.2.3",
+		Allocations: func() int { return 11 }, FreeBytes: func() int64 { return 13 }, CertificateExpiry: func() time.Time { return time.Unix(37, 0) }, Version: "1.2.3",
 		Users: func() int { return 23 }, UsersBroken: func() bool { return true },
 		Kernel: func() (kernel.Status, bool) {
 			return kernel.Status{Flows: 4, Verdicts: []kernel.VerdictCounts{
@@ -49,6 +53,10 @@ func TestMetricsTellWhatIsCounted(t *testing.T) {
 		`turnstone_kernel_flows 4`,
 		`turnstone_users 23`,
 		`turnstone_users_file_broken 1`,
+		`turnstone_streams{protocol="tls"} 23`,
+		`turnstone_streams_refused_total 29`,
+		`turnstone_streams_cut_off_total 31`,
+		`turnstone_certificate_expiry_seconds 37`,
 	} {
 		if !strings.Contains(body, want+"\n") {
 			t.Errorf("no line %s in\n%s", want, body)
