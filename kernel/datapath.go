@@ -54,6 +54,7 @@ type Datapath struct {
 	config   Config
 	log      zerolog.Logger
 	layout   [32]byte
+	loaded   Settings // of the program
 	pins     *pins
 	objects  *bpf.TurnstoneObjects
 	tables   *tables
@@ -120,7 +121,8 @@ func Open(c Config) (d *Datapath, err error) {
 
 // load makes or opens the maps and loads the program.
 func (d *Datapath) load() error {
-	spec, err := blueprint(d.config.Sizes, d.settings())
+	d.loaded = d.settings()
+	spec, err := blueprint(d.config.Sizes, d.loaded)
 	if err != nil {
 		return err
 	}
@@ -148,8 +150,16 @@ func (d *Datapath) load() error {
 	return d.r.load()
 }
 
+// settings are those of the configuration. Relayed addresses that were granted by another stay relayed.
 func (d *Datapath) settings() Settings {
 	s := Settings{RelayFirst: d.config.RelayFirst, RelayLast: d.config.RelayLast}
+	if d.config.State != nil {
+		for a := range d.config.State.Allocations() {
+			for _, r := range a.Relayed {
+				s.RelayFirst, s.RelayLast = min(s.RelayFirst, r.Port()), max(s.RelayLast, r.Port())
+			}
+		}
+	}
 	for _, l := range d.config.Listeners {
 		if !slices.Contains(s.ListenerPorts, l.Port()) {
 			s.ListenerPorts = append(s.ListenerPorts, l.Port())
@@ -300,8 +310,11 @@ func (d *Datapath) fit() error {
 // host is what the flows depend on besides the log.
 type host struct{ d *Datapath }
 
-func (h *host) arrival(local netip.Addr) (vlan uint16, why Reason) {
-	l, ok := h.d.router.LinkByAddress(local)
+func (h *host) arrival(local netip.AddrPort, listener bool) (vlan uint16, why Reason) {
+	if !h.d.loaded.looks(local.Port(), listener) {
+		return 0, ReasonPort
+	}
+	l, ok := h.d.router.LinkByAddress(local.Addr())
 	if !ok {
 		return 0, ReasonSource
 	}

@@ -15,6 +15,7 @@ const (
 	ReasonFull       Reason = "the kernel's maps are full"
 	ReasonStream     Reason = "the client's transport is a stream"
 	ReasonPermission Reason = "the peer has no permission"
+	ReasonPort       Reason = "its port is none that the program was loaded for: restart the daemon"
 	ReasonWrite      Reason = "a map could not be written; it is tried again"
 )
 
@@ -29,8 +30,8 @@ type want struct {
 
 // surroundings are what desired asks of the host besides the log.
 type surroundings interface {
-	// arrival says with what VLAN tag packets to a local address reach our program, or why they do not.
-	arrival(local netip.Addr) (vlan uint16, why Reason)
+	// arrival says with what VLAN tag packets to a relayed address or a listener reach our program, or why they do not.
+	arrival(local netip.AddrPort, listener bool) (vlan uint16, why Reason)
 	// route says how packets from source leave to destination.
 	route(source, destination netip.Addr) (Route, Reason)
 	// isRelay says whether relayed transport addresses are made of a.
@@ -45,7 +46,7 @@ func desired(a *turn.Allocation, s surroundings) []want {
 	out := make([]want, 0, len(a.Relayed)+2*len(a.Channels))
 	for _, r := range a.Relayed {
 		w := want{Flow: Flow{Key: Key{Local: r}, Kind: Guard, Allocation: a.ID, Deadline: a.DeadlineFor(r.Addr()).Uptime}}
-		w.VLAN, w.reason = s.arrival(r.Addr())
+		w.VLAN, w.reason = s.arrival(r, false)
 		out = append(out, w)
 	}
 	for _, c := range a.Channels {
@@ -97,7 +98,7 @@ func (w *want) arrive(a *turn.Allocation, s surroundings) {
 		w.reason = ReasonStream
 	}
 	if w.reason == "" {
-		w.VLAN, w.reason = s.arrival(w.Local.Addr())
+		w.VLAN, w.reason = s.arrival(w.Local, w.Kind == ToPeer)
 	}
 }
 
@@ -109,7 +110,7 @@ func (w *want) leave(s surroundings) {
 // listenerGuard lives as long as some allocation on the listener may.
 func listenerGuard(listener netip.AddrPort, until time.Duration, s surroundings) want {
 	w := want{Flow: Flow{Key: Key{Local: listener}, Kind: Guard, Deadline: until}}
-	w.VLAN, w.reason = s.arrival(listener.Addr())
+	w.VLAN, w.reason = s.arrival(listener, true)
 	return w
 }
 

@@ -75,21 +75,22 @@ func TestDriversDecideWhatIsRelayed(t *testing.T) {
 
 // TestVLANAddressesNeedTheirTags has a device below a VLAN device take tags off, which no kernel here has.
 func TestVLANAddressesNeedTheirTags(t *testing.T) {
-	plain, tagged := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1")
+	plain, tagged := netip.MustParseAddrPort("192.0.2.1:3478"), netip.MustParseAddrPort("198.51.100.1:50000")
 	card := &attachment{link: Link{Index: 2, Name: "eth0", Kind: LinkPhysical}, mode: XDPNative}
 	h := &host{&Datapath{
+		loaded: testSettings,
 		router: &Router{
 			links:     links{2: card.link, 3: {Index: 3, Name: "eth0.100", Kind: LinkVLAN, Parent: 2, VLAN: 100}},
-			addresses: map[netip.Addr]int{plain: 2, tagged: 3},
+			addresses: map[netip.Addr]int{plain.Addr(): 2, tagged.Addr(): 3},
 		},
 		attached: &attachments{at: map[int]*attachment{2: card}},
 	}}
 	for _, strips := range []bool{false, true, false} {
 		card.driver.strips = strips
-		if tag, why := h.arrival(plain); tag != 0 || why != "" {
+		if tag, why := h.arrival(plain, true); tag != 0 || why != "" {
 			t.Errorf("strips %t: got tag %d, %q for an address without tag, want none and no reason", strips, tag, why)
 		}
-		tag, why := h.arrival(tagged)
+		tag, why := h.arrival(tagged, false)
 		if tag != 100 || (why != "") != strips {
 			t.Errorf("strips %t: got tag %d, %q", strips, tag, why)
 		}

@@ -172,10 +172,10 @@ func difference(what string, f *Flow, detail string) Difference {
 // anywhere are surroundings in which every flow finds its way.
 type anywhere struct{}
 
-func (anywhere) arrival(netip.Addr) (uint16, Reason)          { return 0, "" }
-func (anywhere) route(netip.Addr, netip.Addr) (Route, Reason) { return Route{}, "" }
-func (anywhere) isRelay(netip.Addr) bool                      { return false }
-func (anywhere) metered() bool                                { return false }
+func (anywhere) arrival(netip.AddrPort, bool) (uint16, Reason) { return 0, "" }
+func (anywhere) route(netip.Addr, netip.Addr) (Route, Reason)  { return Route{}, "" }
+func (anywhere) isRelay(netip.Addr) bool                       { return false }
+func (anywhere) metered() bool                                 { return false }
 
 // Detach takes the program off every interface of an instance and unpins all of it: nothing is relayed by the
 // kernel any more. A daemon that runs would put it back. It asks nothing of bpf(2): a link that cannot be opened ends

@@ -69,3 +69,25 @@ func TestProgramLoads(t *testing.T) {
 		t.Errorf("%d instructions verified, want at most 100000", n)
 	}
 }
+
+func TestPortsTheProgramLooksAt(t *testing.T) {
+	for _, c := range []struct {
+		port     uint16
+		listener bool
+		want     bool
+	}{
+		{3478, true, true}, {5349, true, true}, {3479, true, false}, {50000, true, false},
+		{49152, false, true}, {65535, false, true}, {49151, false, false}, {3478, false, false},
+	} {
+		if got := testSettings.looks(c.port, c.listener); got != c.want {
+			t.Errorf("port %d, listener %t: got %t, want %t", c.port, c.listener, got, c.want)
+		}
+	}
+	within := Settings{ListenerPorts: []uint16{50000}, RelayFirst: 49152, RelayLast: 65535}
+	if within.looks(50000, false) || !within.looks(50000, true) {
+		t.Error("a listener's port in the range of relayed ports is a listener's alone")
+	}
+	if none := (Settings{}); none.looks(50000, false) {
+		t.Error("got a relayed port without a range")
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 
 	"turnstone/bpf"
@@ -37,6 +38,14 @@ func (s Sizes) meterCount() uint32 { return 2 * (s.Allocations + 1) }
 type Settings struct {
 	ListenerPorts         []uint16 // at most 8 different ones
 	RelayFirst, RelayLast uint16
+}
+
+// looks says whether the program looks at packets to a port, as to a listener or to a relayed address.
+func (s *Settings) looks(port uint16, listener bool) bool {
+	if listener || slices.Contains(s.ListenerPorts, port) {
+		return listener && slices.Contains(s.ListenerPorts, port)
+	}
+	return s.RelayFirst != 0 && port >= s.RelayFirst && port <= s.RelayLast
 }
 
 // blueprint is the program and its maps as they are to be made.

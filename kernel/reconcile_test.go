@@ -88,7 +88,7 @@ type plain struct {
 	caps  bool
 }
 
-func (plain) arrival(netip.Addr) (uint16, Reason) { return 0, "" }
+func (plain) arrival(netip.AddrPort, bool) (uint16, Reason) { return 0, "" }
 
 func (p plain) route(_, destination netip.Addr) (Route, Reason) {
 	b := destination.As16()
