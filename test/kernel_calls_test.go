@@ -235,3 +235,24 @@ func TestKernelRelaysChannelToChannel(t *testing.T) {
 		})
 	}
 }
+
+// TestKernelRelaysFromPortsOfAnotherRange starts the daemon again with another range of relayed ports: the calls on those of
+// the one before go on.
+func TestKernelRelaysFromPortsOfAnotherRange(t *testing.T) {
+	l := newLab(t)
+	d := l.start("--relay-ports", "50000-50009")
+	calls := []*talker{l.dial(labClient4+":5001", labServer4+":3478", labPeer4+":6001", 0x4001, familyIPv4)}
+	d.offloaded(4)
+	d.kill()
+	d.flags = append(d.flags, "--relay-ports", "51000-51009")
+	d.start()
+	calls = append(calls, l.dial(labClient4+":5002", labServer4+":3478", labPeer4+":6002", 0x4001, familyIPv4))
+	d.offloaded(7)
+	for _, c := range calls {
+		const n = 200
+		d.wantByKernel("call of "+c.addr(), map[string]uint64{"to-peer": n, "to-client": n}, func() {
+			c.talk(n, func(i int) int { return 8 + i*6 })
+		})
+		d.wantUsage(c, n)
+	}
+}
