@@ -76,8 +76,14 @@ func TestPortsTheProgramLooksAt(t *testing.T) {
 		listener bool
 		want     bool
 	}{
-		{3478, true, true}, {5349, true, true}, {3479, true, false}, {50000, true, false},
-		{49152, false, true}, {65535, false, true}, {49151, false, false}, {3478, false, false},
+		{3478, true, true},
+		{5349, true, true},
+		{3479, true, false},
+		{50000, true, false},
+		{49152, false, true},
+		{65535, false, true},
+		{49151, false, false},
+		{3478, false, false},
 	} {
 		if got := testSettings.looks(c.port, c.listener); got != c.want {
 			t.Errorf("port %d, listener %t: got %t, want %t", c.port, c.listener, got, c.want)
