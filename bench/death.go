@@ -50,7 +50,11 @@ func (s *stream) end() (received int, err error) {
 
 // measureDeath kills the daemon while frames flow both ways, leaves it dead for a while, and starts it again. The sinks take them
 // before the stack: what a socket would send counts too, but there is nobody to send it.
-func measureDeath(ctx context.Context, l *lab, k kind, r recorder) error {
+func measureDeath(ctx context.Context, l *lab, k kind, r recorder) (err error) {
+	if err := l.net.receiveOffload(true); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.net.receiveOffload(false)) }()
 	return l.with(ctx, k, func(s *server, c *clients) error {
 		t, err := l.channels(ctx, s, c)
 		if err != nil {

@@ -107,11 +107,17 @@ func (k kind) column() string {
 	return k.name
 }
 
-// receiveOffload turns GRO of the relay's interfaces on or off: with it a veth takes frames as network cards hand them over.
+// receiveOffload turns GRO on or off at all ends of the cables: with it a veth takes frames as network cards hand them over.
 func (n *network) receiveOffload(on bool) error {
-	return n.relay.do(func() error {
-		return errors.Join(ethtool("clients", unix.ETHTOOL_SGRO, on), ethtool("peers", unix.ETHTOOL_SGRO, on))
-	})
+	set := func(names ...string) func() error {
+		return func() (err error) {
+			for _, name := range names {
+				err = errors.Join(err, ethtool(name, unix.ETHTOOL_SGRO, on))
+			}
+			return err
+		}
+	}
+	return errors.Join(n.relay.do(set("clients", "peers")), n.client.do(set("relay")), n.peer.do(set("relay")))
 }
 
 func ethtool(name string, command uint32, on bool) error {
