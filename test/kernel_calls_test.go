@@ -224,9 +224,9 @@ func TestKernelRelaysChannelToChannel(t *testing.T) {
 					d.offloaded(before + 4)
 					b.onData(func(channel uint16, payload []byte) { b.sendChannel(channel, payload) })
 					c := talkerOf(a, 0x4001)
-					const n = 300
+					const n = 100
 					d.wantByKernel(what, map[string]uint64{"to-channel": 2 * n, "to-peer": 0, "to-client": 0}, func() {
-						c.talk(n, func(i int) int { return 8 + i*4%1200 })
+						c.talk(n, func(i int) int { return 8 + i*12%1200 })
 					})
 					d.wantUsage(c, n)
 					d.wantUsage(talkerOf(b, 0x4002), n)

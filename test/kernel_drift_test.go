@@ -174,14 +174,12 @@ func TestKernelIsRepaired(t *testing.T) {
 		want   drift
 		damage func() error
 	}{
-		{"RecordEdited", "record", tickTime, drift{changed: 1}, func() error {
-			return p.editRecord(bpf.TurnstoneFlowKindFLOW_TO_PEER, func(f *bpf.TurnstoneFlow) { f.OutDestinationPort[1]++ })
-		}},
-		{"DeadlineProlonged", "record", tickTime, drift{changed: 1}, func() error {
-			return p.editRecord(bpf.TurnstoneFlowKindFLOW_TO_CLIENT, func(f *bpf.TurnstoneFlow) { f.Deadline += uint64(time.Hour) })
-		}},
-		{"RecordRevoked", "record", tickTime, drift{changed: 1}, func() error {
-			return p.editRecord(bpf.TurnstoneFlowKindFLOW_GUARD, func(f *bpf.TurnstoneFlow) { f.Generation = 0 })
+		{"RecordsEdited", "record", tickTime, drift{changed: 3}, func() error {
+			return errors.Join(
+				p.editRecord(bpf.TurnstoneFlowKindFLOW_TO_PEER, func(f *bpf.TurnstoneFlow) { f.OutDestinationPort[1]++ }),
+				p.editRecord(bpf.TurnstoneFlowKindFLOW_TO_CLIENT, func(f *bpf.TurnstoneFlow) { f.Deadline += uint64(time.Hour) }),
+				p.editRecord(bpf.TurnstoneFlowKindFLOW_GUARD, func(f *bpf.TurnstoneFlow) { f.Generation = 0 }),
+			)
 		}},
 		{"GatewaysCleared", "record", tickTime, drift{changed: 2}, func() error {
 			return p.editGateway(func(uint64) uint64 { return 0 })
@@ -198,17 +196,17 @@ func TestKernelIsRepaired(t *testing.T) {
 			}))
 			return errors.Join(errs...)
 		}},
-		{"InterfaceEdited", "link", tickTime, drift{changed: 1}, func() error {
+		{"InterfacesEdited", "link", tickTime, drift{changed: 2}, func() error {
 			i := uint32(l.ifindex("relay0"))
-			return p.open("interfaces").Put(i, bpf.TurnstoneInterface{Ifindex: i, Mac: [6]byte{2}})
-		}},
-		{"EgressRemoved", "link", tickTime, drift{changed: 1}, func() error {
-			return p.open("egress").Delete(uint32(l.ifindex("relay1")))
+			return errors.Join(
+				p.open("interfaces").Put(i, bpf.TurnstoneInterface{Ifindex: i, Mac: [6]byte{2}}),
+				p.open("egress").Delete(uint32(l.ifindex("relay1"))),
+			)
 		}},
 		{"LinkDetached", "link", tickTime, drift{added: 1}, func() error { return p.detach("relay0") }},
-		{"LinkUnpinned", "pin", tickTime, drift{added: 1}, func() error { return os.Remove(p.links["relay1"]) }},
-		{"MapUnpinned", "pin", tickTime, drift{added: 1}, func() error { return os.Remove(filepath.Join(p.maps, "meters")) }},
-		{"ProgramUnpinned", "pin", tickTime, drift{added: 1}, func() error { return os.Remove(filepath.Join(p.maps, "program")) }},
+		{"SomeUnpinned", "pin", tickTime, drift{added: 3}, func() error {
+			return errors.Join(os.Remove(p.links["relay1"]), os.Remove(filepath.Join(p.maps, "meters")), os.Remove(filepath.Join(p.maps, "program")))
+		}},
 		// Twelve maps, the program and two links.
 		{"AllUnpinned", "pin", tickTime, drift{added: 15}, func() error { return os.RemoveAll(filepath.Join(pinsRoot, l.instance)) }},
 		{"IndexEdited", "index", sweepTime, drift{added: 1, changed: 1, removed: 1}, func() error {

@@ -22,8 +22,6 @@ func TestKernelFollowsInterfaces(t *testing.T) {
 		flags     []string
 	}{
 		{"Clients", "relay0", false, nil},
-		{"Peers", "relay1", false, nil},
-		{"ClientsSameIndex", "relay0", true, nil},
 		{"PeersSameIndex", "relay1", true, nil},
 		{"ByName", "relay1", false, []string{"--interface", "relay0", "--interface", "relay1"}},
 	} {

@@ -250,7 +250,7 @@ func TestKernelRelaysTaggedFrames(t *testing.T) {
 			p.retag(tag)
 
 			toPeer, toClient, away := p.verdict(bpf.TurnstoneVerdictVERDICT_TO_PEER), p.verdict(bpf.TurnstoneVerdictVERDICT_TO_CLIENT), p.verdict(bpf.TurnstoneVerdictVERDICT_DROP_AWAY)
-			const n = 50
+			const n = 25
 			for i, c := range calls {
 				client, server := c.conn.LocalAddr().(*net.UDPAddr).AddrPort(), c.server
 				want := func(what string, got tagged, payload []byte) {
@@ -260,7 +260,7 @@ func TestKernelRelaysTaggedFrames(t *testing.T) {
 					}
 				}
 				for k := range n {
-					payload := bytes.Repeat([]byte{byte(k)}, 8+k*24)
+					payload := bytes.Repeat([]byte{byte(k)}, 8+k*47)
 					data := binary.BigEndian.AppendUint16([]byte{0x40, 0x01}, uint16(len(payload)))
 					data = append(data, payload...)
 					priority := uint16(k%8) << 13 // is not the flow's business, and does not go on
