@@ -68,11 +68,12 @@ func (p *tap) next() (length int, df bool) {
 
 // indicate sends a Send indication.
 func (c *client) indicate(peer netip.AddrPort, data []byte, setters ...stun.Setter) {
-	m := stun.MustBuild(append([]stun.Setter{
+	all := append([]stun.Setter{
 		stun.TransactionID, stun.NewType(stun.MethodSend, stun.ClassIndication),
-		xor(peer), stun.RawAttribute{Type: attrData, Value: data},
-	}, setters...)...)
-	c.send(m.Raw)
+		xor(peer),
+		stun.RawAttribute{Type: attrData, Value: data},
+	}, setters...)
+	c.send(stun.MustBuild(all...).Raw)
 }
 
 var dontFragment = stun.RawAttribute{Type: attrDontFragment}

@@ -229,12 +229,14 @@ func (o *outbox) flush() {
 	for i := range o.n {
 		o.finish(i)
 	}
-	for first, end := 0, 0; first < o.n; first = end {
-		if end = o.alike(first); o.trains[first].hop.whole {
+	for first := 0; first < o.n; {
+		end := o.alike(first)
+		if o.trains[first].hop.whole {
 			o.sendWhole(first, end)
 		} else {
 			o.send(first, end)
 		}
+		first = end
 	}
 	o.n, o.pieces, o.scratched, o.wholes = 0, 0, 0, 0
 }

@@ -1,8 +1,6 @@
 package relay
 
-import (
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // Linux sets DF for a socket, not for a datagram. Most datagrams go without (see setOptions); for those
 // of a Send indication with DONT-FRAGMENT the socket is switched over and back, which costs
