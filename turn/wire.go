@@ -194,17 +194,7 @@ func parseXOR(v, cookie []byte) (netip.AddrPort, error) {
 // It does not allocate if dst has room for len(data) + [DataIndicationOverhead].
 func AppendDataIndication(dst []byte, tx TransactionID, peer netip.AddrPort, data []byte) []byte {
 	start := len(dst)
-	dst = binary.BigEndian.AppendUint16(dst, typeData)
-	dst = binary.BigEndian.AppendUint16(dst, 0)
-	dst = binary.BigEndian.AppendUint32(dst, stunMagic)
-	dst = append(dst, tx[:]...)
-	if peer.Addr().Is4() {
-		a := peer.Addr().As4()
-		dst = appendPeer(dst, 1, a[:], peer.Port(), start)
-	} else {
-		a := peer.Addr().As16()
-		dst = appendPeer(dst, 2, a[:], peer.Port(), start)
-	}
+	dst = appendIndication(dst, tx, peer)
 	dst = binary.BigEndian.AppendUint16(dst, attrData)
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(data)))
 	dst = append(dst, data...)
@@ -213,6 +203,21 @@ func AppendDataIndication(dst []byte, tx TransactionID, peer netip.AddrPort, dat
 	}
 	binary.BigEndian.PutUint16(dst[start+2:], uint16(len(dst)-start-stunHeader))
 	return dst
+}
+
+// appendIndication begins a Data indication, whose length is to be set.
+func appendIndication(dst []byte, tx TransactionID, peer netip.AddrPort) []byte {
+	start := len(dst)
+	dst = binary.BigEndian.AppendUint16(dst, typeData)
+	dst = binary.BigEndian.AppendUint16(dst, 0)
+	dst = binary.BigEndian.AppendUint32(dst, stunMagic)
+	dst = append(dst, tx[:]...)
+	if peer.Addr().Is4() {
+		a := peer.Addr().As4()
+		return appendPeer(dst, familyIPv4, a[:], peer.Port(), start)
+	}
+	a := peer.Addr().As16()
+	return appendPeer(dst, familyIPv6, a[:], peer.Port(), start)
 }
 
 // appendPeer appends XOR-PEER-ADDRESS to the message that begins at dst[start].

@@ -288,6 +288,51 @@ func FuzzAppendDataIndication(f *testing.F) {
 	})
 }
 
+func FuzzAppendICMPIndication(f *testing.F) {
+	f.Add(true, byte(3), byte(4), uint32(1280), []byte{203, 0, 113, 5}, uint16(4000))
+	f.Add(false, byte(2), byte(0), uint32(1280), addr("2001:db8::5").AsSlice(), uint16(4000))
+	f.Add(false, byte(1), byte(255), uint32(9), addr("2001:db8::5").AsSlice(), uint16(1))
+	f.Fuzz(func(t *testing.T, v4 bool, kind, code byte, mtu uint32, ip []byte, port uint16) {
+		a, ok := netip.AddrFromSlice(ip)
+		if !ok {
+			t.Skip("no address")
+		}
+		e, told := TellICMP(v4, kind, code, mtu)
+		want := map[bool][]byte{true: {3, 11}, false: {1, 2, 3}}[v4]
+		if told != bytes.Contains(want, []byte{kind}) {
+			t.Fatalf("got told %t of type %d, IPv4 %t", told, kind, v4)
+		}
+		if !told {
+			return
+		}
+		tooBig := v4 && kind == 3 && code == 4 || !v4 && kind == 2
+		if (e.MTU != 0) != (tooBig && mtu != 0) {
+			t.Errorf("got MTU %d for type %d code %d", e.MTU, kind, code)
+		}
+		p := Canonical(netip.AddrPortFrom(a, port))
+		out := AppendICMPIndication([]byte("before"), TransactionID{1}, p, e)[len("before"):]
+		m := &stun.Message{Raw: out}
+		if err := m.Decode(); err != nil || len(out) > ICMPIndicationSize {
+			t.Fatalf("got %d bytes, %v", len(out), err)
+		}
+		if m.Type != stun.NewType(stun.MethodData, stun.ClassIndication) || m.TransactionID != [12]byte{1} || len(m.Attributes) != 2 {
+			t.Errorf("got %v", m)
+		}
+		value, err := m.Get(attrICMP)
+		if err != nil || len(value) != 8 || value[0] != 0 || value[1] != 0 {
+			t.Fatalf("got ICMP %x, %v", value, err)
+		}
+		both := binary.BigEndian.Uint16(value[2:])
+		if byte(both>>9) != kind || both&0x1ff != uint16(code) || binary.BigEndian.Uint32(value[4:]) != e.MTU {
+			t.Errorf("got ICMP %x for type %d, code %d, MTU %d", value, kind, code, e.MTU)
+		}
+		if value, err = m.Get(stun.AttrXORPeerAddress); err != nil {
+			t.Fatal(err)
+		}
+		comparePeer(t, p, value, m.TransactionID)
+	})
+}
+
 // FuzzAdmit throws frames at a gate, raw and as the body of a request with a right credential.
 func FuzzAdmit(f *testing.F) {
 	g, now := NewGate(testGateConfig()), at(0)
@@ -297,6 +342,9 @@ func FuzzAdmit(f *testing.F) {
 		alice().signed(g, now, stun.MethodCreatePermission, txid(1), peers(peerA, peerV6)),
 		alice().signed(g, now, stun.MethodChannelBind, txid(1), []stun.Setter{channel(0x4000), peer(peerA)}),
 		plain(stun.MethodRefresh, txid(1), lifetime(0), set(0x7FFE)),
+		bob().signed(g, now, stun.MethodAllocate, txid(1), []stun.Setter{transport(17), token(ReservationToken{1})}),
+		bob().signed(g, now, stun.MethodAllocate, txid(1), []stun.Setter{transport(17), evenPort(0x80), set(stun.AttrDontFragment)}),
+		bob().signed(g, now, stun.MethodAllocate, txid(1), []stun.Setter{transport(17), additional(2)}),
 	} {
 		f.Add(seed, false)
 		f.Add(seed[stunHeader:], true)

@@ -43,6 +43,7 @@ type Settings struct {
 	Rules       turn.Rules
 	UnauthRate  int // answers a second to a source nobody authenticated, 0: no limit
 	UnauthBurst int
+	ICMP        ICMP     // who is told of ICMP errors
 	Digest      [32]byte // of the configuration they come from
 }
 
@@ -99,11 +100,12 @@ func (c *Config) check() error {
 // surroundings are what the data path knows of the host's own addresses.
 type surroundings struct {
 	rules   turn.Rules
+	icmp    ICMP
 	guarded map[netip.Addr]struct{} // where only live allocations are reachable
 }
 
-func newSurroundings(r turn.Rules) *surroundings {
-	s := &surroundings{rules: r, guarded: map[netip.Addr]struct{}{}}
+func newSurroundings(r turn.Rules, i ICMP) *surroundings {
+	s := &surroundings{rules: r, icmp: i, guarded: map[netip.Addr]struct{}{}}
 	own := r.Own
 	for _, l := range r.Relays {
 		own = append(own[:len(own):len(own)], l.IP)

@@ -18,6 +18,7 @@ type flow struct {
 	stream   *stream // that the client is on, nil for UDP
 	toClient sockaddr
 	sockets  []*relayed
+	probes   atomic.Bool // its client has sent with DONT-FRAGMENT
 	gone     atomic.Bool // the allocation has ended; caches must not use it
 	grants   atomic.Pointer[grants]
 	meters   [2]atomic.Pointer[uint64] // by direction: words of its own, or those a datapath shares

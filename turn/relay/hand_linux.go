@@ -82,7 +82,9 @@ func (h *hand) sendIndication(f *flow, frame []byte, hp hop) {
 		return
 	}
 	to := sockaddrOf(peer)
-	hp.whole = dontFragment
+	if hp.whole = dontFragment; dontFragment && !f.probes.Load() {
+		f.probes.Store(true)
+	}
 	h.toPeer(r, peer, &to, payload, hp, &f.indications)
 }
 

@@ -91,16 +91,31 @@ func (in *inbox) datagram(i int) datagram {
 		hop:  hop{ttl: 64},
 	}
 	d.segment = max(len(d.data), 1)
-	for c := in.control[i][:h.hdr.Controllen]; len(c) >= unix.SizeofCmsghdr; {
-		length := int(binary.NativeEndian.Uint64(c))
-		if length < unix.SizeofCmsghdr || length > len(c) {
-			break
-		}
-		level, kind := binary.NativeEndian.Uint32(c[8:]), binary.NativeEndian.Uint32(c[12:])
-		d.read(level, kind, c[unix.SizeofCmsghdr:length])
-		c = c[min((length+7)&^7, len(c)):]
+	for c := in.control[i][:h.hdr.Controllen]; len(c) > 0; {
+		var m control
+		m, c = nextControl(c)
+		d.read(m.level, m.kind, m.value)
 	}
 	return d
+}
+
+// control is a control message.
+type control struct {
+	level, kind uint32
+	value       []byte
+}
+
+// nextControl splits the first control message off c. Where there is none it is zero, and nothing is left.
+func nextControl(c []byte) (m control, rest []byte) {
+	if len(c) < unix.SizeofCmsghdr {
+		return control{}, nil
+	}
+	length := int(binary.NativeEndian.Uint64(c))
+	if length < unix.SizeofCmsghdr || length > len(c) {
+		return control{}, nil
+	}
+	m = control{binary.NativeEndian.Uint32(c[8:]), binary.NativeEndian.Uint32(c[12:]), c[unix.SizeofCmsghdr:length]}
+	return m, c[min((length+7)&^7, len(c)):]
 }
 
 // read takes a control message in.
@@ -243,12 +258,15 @@ func (o *outbox) flush() {
 
 // send sends the messages from sent on and before end.
 func (o *outbox) send(sent, end int) {
-	for sent < end {
+	for tries := 0; sent < end; {
 		o.calls++
 		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(o.fd), uintptr(unsafe.Pointer(&o.headers[sent])),
 			uintptr(end-sent), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		if errno == 0 && n > 0 {
-			sent += int(n)
+			sent, tries = sent+int(n), 0
+			continue
+		}
+		if tries++; tries < sendTries && pending(errno) {
 			continue
 		}
 		if t := &o.trains[sent]; t.segments > 1 && errno != unix.EAGAIN {
@@ -256,7 +274,7 @@ func (o *outbox) send(sent, end int) {
 		} else {
 			o.drop(t.segments, errno)
 		}
-		sent++
+		sent, tries = sent+1, 0
 	}
 }
 
@@ -318,9 +336,18 @@ func (o *outbox) singly(i int) {
 	h.hdr.Iovlen = uint64(t.per)
 	for s := range t.segments {
 		h.hdr.Iov = &o.iovecs[t.first+s*t.per]
-		_, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(o.fd), uintptr(unsafe.Pointer(&h)), 1, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		errno := o.single(&h)
+		for tries := 1; tries < sendTries && errno != 0 && pending(errno); tries++ {
+			errno = o.single(&h)
+		}
 		if errno != 0 {
 			o.drop(1, errno)
 		}
 	}
+}
+
+// single sends one message.
+func (o *outbox) single(h *mmsghdr) unix.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(o.fd), uintptr(unsafe.Pointer(h)), 1, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+	return errno
 }

@@ -65,6 +65,24 @@ func TestReservedPortWaitsForItsToken(t *testing.T) {
 	eventually(t, "the port is free", func() bool { return !taken(t, next) })
 }
 
+// TestReservationOverAnotherTransport brings the token on a stream: any five-tuple of the user may.
+func TestReservationOverAnotherTransport(t *testing.T) {
+	g := serveTest(t, withStreams(t))
+	for _, p := range protocols[1:] {
+		next, token := g.client("alice").reserve()
+		c := g.streamClient(p).greet()
+		if got := relayedOf(t, c.do(0, stun.MethodAllocate, udpTransport, token)); got != next {
+			t.Errorf("%v: got relayed address %v for the token, want %v", p, got, next)
+		}
+		peer := peerOf(t)
+		c.permit(peer.addr)
+		c.indicate(peer.addr, []byte("on"))
+		if from := peer.want([]byte("on")); from != next {
+			t.Errorf("%v: got a datagram from %v, want %v", p, from, next)
+		}
+	}
+}
+
 func TestReservationOutlivesTheServer(t *testing.T) {
 	g := serveTest(t, nil)
 	rtp, rtcp := g.client("alice"), g.client("alice").greet()

@@ -123,7 +123,7 @@ func (s *Server) Carry(d Datapath) {
 // use puts settings in force for the data path and the gate.
 func (s *Server) use(t Settings) {
 	s.gate.Store(t.Gate)
-	s.surroundings.Store(newSurroundings(t.Rules))
+	s.surroundings.Store(newSurroundings(t.Rules, t.ICMP))
 	s.limiter.Store(newLimiter(t.UnauthRate, t.UnauthBurst))
 }
 
@@ -212,6 +212,9 @@ func (s *Server) openRelayed(a netip.AddrPort, shard int) (socket, error) {
 	fd, err := bindUDP(a, relayedBuffer, false)
 	if err != nil {
 		return nil, err
+	}
+	if err := hearICMP(fd, a.Addr().Is4()); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
 	}
 	if fd>>8 >= len(s.endpoints.chunks) {
 		return nil, errors.Join(errTooManyFiles, unix.Close(fd))

@@ -17,11 +17,12 @@ import (
 // kernel spreads clients over, and a share of the relayed ones.
 type shard struct {
 	hand
-	index int
-	epoll int
-	wake  int // eventfd: the server stops
-	in    *inbox
-	slot  int // of in, that is free: those before are in out
+	index  int
+	epoll  int
+	wake   int // eventfd: the server stops
+	in     *inbox
+	errors icmpInbox
+	slot   int // of in, that is free: those before are in out
 
 	lastClient netip.AddrPort // of the round
 	lastFlow   *flow
@@ -138,6 +139,9 @@ func (h *shard) round(events []unix.EpollEvent) (stopped bool) {
 		case p.listener != nil:
 			h.fromClients(p.listener, fd)
 		default:
+			if e.Events&unix.EPOLLERR != 0 {
+				h.icmp(p.relayed, fd)
+			}
 			h.fromPeers(p.relayed, fd)
 		}
 	}

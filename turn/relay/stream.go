@@ -231,6 +231,17 @@ func (c *stream) dataIndication(tx turn.TransactionID, peer netip.AddrPort, payl
 	return true
 }
 
+// icmpIndication tells the client of an ICMP error, if there is room.
+func (c *stream) icmpIndication(tx turn.TransactionID, peer netip.AddrPort, e turn.ICMPError) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || len(c.out)+turn.ICMPIndicationSize > dataBacklog {
+		return
+	}
+	c.out = turn.AppendICMPIndication(c.out, tx, peer, e)
+	c.queued()
+}
+
 // reply sends an answer.
 func (c *stream) reply(b []byte) {
 	c.mu.Lock()

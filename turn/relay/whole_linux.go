@@ -6,6 +6,9 @@ import "golang.org/x/sys/unix"
 // of a Send indication with DONT-FRAGMENT the socket is switched over and back, which costs
 // two system calls for each run of them. A relayed socket is only sent on for its one client,
 // so by one hand at a time.
+//
+// Afterwards an IPv4 socket does without DF in another way than before (IP_PMTUDISC_OMIT): the way of setOptions would keep
+// from us the ICMP errors that say which MTU DF met, for which the client asks. IPv6 tells of them anyway.
 
 // alike is the end of the run of messages, from first on, that may all be fragmented or all not.
 func (o *outbox) alike(first int) int {
@@ -24,7 +27,7 @@ func (o *outbox) sendWhole(first, end int) {
 	v4 := o.names[first].len == unix.SizeofSockaddrInet4
 	level, option, probe, rest := unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE, unix.IPV6_PMTUDISC_DONT
 	if v4 {
-		level, option, probe, rest = unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE, unix.IP_PMTUDISC_DONT
+		level, option, probe, rest = unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE, unix.IP_PMTUDISC_OMIT
 	}
 	if err := unix.SetsockoptInt(o.fd, level, option, probe); err != nil {
 		for _, t := range o.trains[first:end] {
