@@ -30,7 +30,7 @@ const (
 )
 
 // lossAtMost is the share of frames that a server may lose at a rate it is said to sustain.
-const lossAtMost = 0.005
+const lossAtMost = 0.01
 
 // spent is the CPU time of a trial: of the tasks that take part, and of the whole machine. Both have the soft interrupts in them.
 type spent struct{ tasks, machine time.Duration }
@@ -111,11 +111,11 @@ func (t *traffic) sustain(ctx context.Context, w way, size int) (carried, error)
 		return carried{}, err
 	}
 	defer m.close()
-	rate, atOnce := 200_000, framesAtOnce
+	first, atOnce := 200_000, framesAtOnce
 	if t.byKernel {
-		rate, atOnce = 1_000_000, kernelAtOnce
+		first, atOnce = 1_000_000, kernelAtOnce
 	}
-	for ; ctx.Err() == nil; rate = rate * 3 / 4 {
+	for rate := first; ctx.Err() == nil; rate = rate * 3 / 4 {
 		if rate < 2000 {
 			return carried{}, errors.New("no rate is relayed without loss")
 		}
@@ -175,8 +175,13 @@ func (l *lab) unrelayed(c carried, relayed []netip.AddrPort) (base carried, err 
 	if err != nil {
 		return carried{}, errors.Join(err, m.close())
 	}
-	base, err = trial(m, k, nil, c.rate, c.atOnce, pick(l, time.Second, 500*time.Millisecond))
-	if err == nil && base.received < base.sent {
+	for range 10 { // on a busy machine a queue may be full
+		base, err = trial(m, k, nil, c.rate, c.atOnce, pick(l, time.Second, 500*time.Millisecond))
+		if err != nil || !base.lossy() {
+			break
+		}
+	}
+	if err == nil && base.lossy() {
 		err = fmt.Errorf("%d frames of %d arrived at the relay", base.received, base.sent)
 	}
 	return base, errors.Join(err, k.close(), m.close())
