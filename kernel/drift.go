@@ -129,7 +129,7 @@ func (r *reconciler) checkRecords() (d drift) {
 		atomic.StoreUint32(&at.Generation, 0)
 		again = append(again, &want{Flow: h.Flow, via: h.via, metered: h.Meter != 0})
 	}
-	d.changed += r.gateways.check()
+	d.changed += r.gateways.check() + r.meters.check(r.cap)
 	r.grant(again)
 	return d
 }

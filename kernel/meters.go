@@ -73,6 +73,25 @@ func (m *meters) set(n uint32, c turn.Cap) {
 	}
 }
 
+// check puts rates right that somebody else changed, and says how many that were.
+func (m *meters) check(c turn.Cap) (drift uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.of {
+		before := drift
+		for _, i := range []uint32{2 * p.n, 2*p.n + 1} {
+			w := &m.t.meters[i]
+			if atomic.LoadUint64(&w.Burst) != c.Burst || atomic.LoadUint64(&w.Cost) != c.Cost {
+				drift++
+			}
+		}
+		if drift != before {
+			m.set(p.n, c)
+		}
+	}
+	return drift
+}
+
 func (m *meters) vacant() uint32 {
 	pairs := uint32(len(m.t.meters) / 2)
 	for range pairs {

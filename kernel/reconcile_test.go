@@ -433,6 +433,41 @@ func TestDriftIsFoundAndRepaired(t *testing.T) {
 	})
 }
 
+func TestRatesOfMetersAreRepaired(t *testing.T) {
+	c := newScript()
+	g := newRig(1024, 1024, &plain{caps: true}, c.s.Clone())
+	created := c.created()
+	bound := turn.ChannelBound{Allocation: created.Allocation, Channel: 0x4001, Peer: netip.MustParseAddrPort("203.0.113.1:4000")}
+	if err := g.apply(c.record(created, bound)); err != nil {
+		t.Fatal(err)
+	}
+	if d := g.checkRecords(); d.any() {
+		t.Fatalf("got drift %+v of what nobody touched", d)
+	}
+	var words []*bpf.TurnstoneMeter
+	for _, h := range g.held {
+		if h.Meter != 0 {
+			words = append(words, &g.t.meters[h.Meter])
+		}
+	}
+	if len(words) != 2 {
+		t.Fatalf("got %d meters, want one each way", len(words))
+	}
+	full := uint64(12345)
+	words[0].Cost, words[1].Burst, words[1].Full = 0, 1<<60, full
+	if d := g.checkRecords(); d != (drift{changed: 2}) {
+		t.Errorf("got drift %+v, want 2 rates changed", d)
+	}
+	for i, w := range words {
+		if w.Cost != g.cap.Cost || w.Burst != g.cap.Burst {
+			t.Errorf("meter %d has %+v, want the rate %+v", i, w, g.cap)
+		}
+	}
+	if words[1].Full != full {
+		t.Error("what was taken so far is forgotten")
+	}
+}
+
 func TestFullMapsEvictNobodyAndFillUpAgain(t *testing.T) {
 	c := newScript()
 	g := newRig(4096, 12, &plain{}, c.s.Clone())
