@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"net/url"
 	"os"
 
 	"turnstone/cmd/turnstone/internal/config"
@@ -24,7 +25,20 @@ func advise(r config.Resolved) []advice {
 	local, _ := os.ReadFile(sysctl + "ip_local_port_range") // what cannot be read gives no advice
 	reserved, _ := os.ReadFile(sysctl + "ip_local_reserved_ports")
 	out := advisePorts(r.Rules.FirstPort, r.Rules.LastPort, string(local), string(reserved))
+	out = append(out, adviseHook(r.Hook.URL)...)
 	return append(out, adviseAddresses(r)...)
+}
+
+// adviseHook warns of a hook whose answers others can read: they are as good as passwords.
+func adviseHook(at string) []advice {
+	u, err := url.Parse(at)
+	if err != nil || u.Scheme != "http" || u.Hostname() == "localhost" {
+		return nil
+	}
+	if a, err := netip.ParseAddr(u.Hostname()); err == nil && a.IsLoopback() {
+		return nil
+	}
+	return []advice{{zerolog.WarnLevel, "auth.http-url is not https: whoever is on the way to the hook reads the keys of users, and can let anybody in"}}
 }
 
 // advisePorts warns of relayed ports that the host gives to other sockets too: while the daemon is away,

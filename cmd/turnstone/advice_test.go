@@ -95,3 +95,14 @@ func TestGroupLimit(t *testing.T) {
 		t.Error("control groups v1: got a limit")
 	}
 }
+
+func TestAdviseHook(t *testing.T) {
+	for at, want := range map[string]bool{
+		"": false, "https://directory.example.org/users": false, "http://127.0.0.1:8080/": false, "http://[::1]/": false,
+		"http://localhost/users": false, "http://directory.example.org/users": true, "http://192.0.2.1/": true,
+	} {
+		if got := len(adviseHook(at)) > 0; got != want {
+			t.Errorf("%q: got advice: %v, want %v", at, got, want)
+		}
+	}
+}

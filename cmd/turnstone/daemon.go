@@ -47,13 +47,17 @@ type served struct {
 	started      time.Time
 	drained      atomic.Bool
 	users        usersState
-	reload       sync.Mutex // one reload at a time
+	lookups      *relay.Lookups // at the hook, nil for none
+	reload       sync.Mutex     // one reload at a time
 }
 
 // settings are what the relay runs by, and the ICE servers to print for a demo.
 func (d *served) settings(r config.Resolved) (relay.Settings, string, error) {
 	g, demo := r.Gate, ""
 	g.NonceKey = d.key
+	if d.lookups != nil {
+		g.Lookup = d.lookups.Look
+	}
 	if r.Demo {
 		secret, err := store.LoadKey(r.Data, "demo", 15)
 		if err != nil {
@@ -139,6 +143,8 @@ var needRestart = map[string]bool{
 	"limits.max-bandwidth": true,
 	"kernel.mode":          true, "kernel.interfaces": true, "kernel.xdp": true, "kernel.instance": true, "kernel.max-channels": true,
 	"proxy-protocol-from": true, "limits.max-streams": true, "limits.max-idle-streams": true,
+	"auth.http-url": true, "auth.http-token": true, "auth.http-timeout": true, "auth.http-cache": true, "auth.http-fresh": true,
+	"auth.http-rate": true, "auth.http-keys": true,
 }
 
 // Reload reads the configuration again. It yields the settings that have changed and need a
@@ -150,6 +156,8 @@ func (d *served) Reload(ctx context.Context) (restart []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reload configuration: %w", err)
 	}
+	r.Hook, r.Gate.LookupSHA256 = d.now.Load().resolved.Hook, d.now.Load().resolved.Gate.LookupSHA256
+	r.Demo = r.Demo && r.Hook.URL == ""
 	settings, _, err := d.settings(r)
 	if err != nil {
 		return nil, fmt.Errorf("reload configuration: %w", err)
@@ -161,7 +169,7 @@ func (d *served) Reload(ctx context.Context) (restart []string, err error) {
 	restart = []string{}
 	before := config.Settings(&old.config)
 	for i, s := range config.Settings(&c) {
-		if needRestart[s.Key] && s.String() != before[i].String() {
+		if needRestart[s.Key] && !s.Equal(before[i]) {
 			restart = append(restart, s.Key)
 		}
 	}

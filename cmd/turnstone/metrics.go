@@ -12,14 +12,24 @@ import (
 	"turnstone/cmd/turnstone/internal/crash"
 	"turnstone/cmd/turnstone/internal/metrics"
 	"turnstone/kernel"
+	"turnstone/turn/relay"
 )
 
 func (d *served) sources() metrics.Sources {
 	return metrics.Sources{
 		Counters: d.relay.Counters, Ready: d.relay.Ready, Draining: d.drained.Load, Room: d.store.Room, Allocations: d.relay.Allocations,
 		FreeBytes: d.store.FreeBytes, CertificateExpiry: d.certificates.Expires, Kernel: d.measureKernel, Version: version(),
-		Users: func() int { return len(d.now.Load().resolved.Gate.Users) }, UsersBroken: d.users.broken.Load,
+		Users: func() int { return d.now.Load().resolved.CountUsers() }, UsersBroken: d.users.broken.Load,
+		Lookups: d.lookupCounters,
 	}
+}
+
+// lookupCounters is false where there is no hook.
+func (d *served) lookupCounters() (relay.LookupCounters, bool) {
+	if d.lookups == nil {
+		return relay.LookupCounters{}, false
+	}
+	return d.lookups.Counters(), true
 }
 
 // scrapePatience is how long a scrape waits for the kernel's side to say how it is.

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/csv"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +33,7 @@ import (
 	"turnstone/store"
 
 	"github.com/pion/logging"
+	"github.com/pion/stun/v3"
 	"github.com/pion/turn/v4"
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.etcd.io/bbolt"
@@ -67,6 +70,7 @@ func TestScript(t *testing.T) {
 			"get": get, "damage": damage, "emptydb": emptyDB, "absent": absent, "reports": reports,
 			"absentkeys": absentKeys, "awaitlog": awaitLog, "awaittext": awaitText, "awaitsocket": awaitSocket, "credential": credential, "demo": demo,
 			"recipe": recipe, "mode": mode, "awaitget": awaitGet,
+			"hook": hookServer, "requests": requests,
 		},
 	})
 }
@@ -308,6 +312,67 @@ func awaitGet(ts *testscript.TestScript, _ bool, args []string) {
 		body, err := io.ReadAll(resp.Body)
 		ts.Check(err)
 		return strings.Contains(string(body), "\n"+want+"\n")
+	})
+}
+
+// hookServer VAR TOKEN: the variable is set to the URL of a hook for users, which has those of users.json in the
+// directory of the script: a name, and the answer. It fails while that is no JSON, or the token is another.
+func hookServer(ts *testscript.TestScript, _ bool, args []string) {
+	file := ts.MkAbs("users.json")
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var question struct{ Username, Realm string }
+		var all map[string]json.RawMessage
+		text, err := os.ReadFile(file)
+		if err := errors.Join(err, json.Unmarshal(text, &all), json.NewDecoder(r.Body).Decode(&question)); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		answer, ok := all[question.Username]
+		switch {
+		case r.Header.Get("Authorization") != "Bearer "+args[1] || question.Realm != "turnstone":
+			w.WriteHeader(http.StatusForbidden)
+		case !ok:
+			w.WriteHeader(http.StatusNotFound)
+		default:
+			_, _ = w.Write(answer)
+		}
+	}))
+	ts.Defer(s.Close)
+	ts.Setenv(args[0], s.URL+"/users")
+}
+
+// requests SERVER USER PASSWORD URL PATTERN: a client asks for an allocation again and again, until a GET yields a match.
+func requests(ts *testscript.TestScript, _ bool, args []string) {
+	conn, err := net.Dial("udp4", args[0])
+	ts.Check(err)
+	defer conn.Close()
+	exchange := func(set ...stun.Setter) *stun.Message {
+		all := append([]stun.Setter{stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest)}, set...)
+		_, err := conn.Write(stun.MustBuild(all...).Raw)
+		ts.Check(err)
+		ts.Check(conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)))
+		b := make([]byte, 1500)
+		n, err := conn.Read(b)
+		if err != nil {
+			return nil
+		}
+		m := &stun.Message{Raw: b[:n]}
+		ts.Check(m.Decode())
+		return m
+	}
+	pattern := regexp.MustCompile("(?m)^" + args[4] + "$")
+	until(ts, "requests until "+args[4], func() bool {
+		var nonce stun.Nonce
+		var realm stun.Realm
+		if m := exchange(); m != nil && nonce.GetFrom(m) == nil && realm.GetFrom(m) == nil {
+			exchange(stun.NewUsername(args[1]), realm, nonce, stun.NewLongTermIntegrity(args[1], realm.String(), args[2]))
+		}
+		resp, err := http.Get(args[3])
+		ts.Check(err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		ts.Check(err)
+		return pattern.Match(body)
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/crash"
+	"turnstone/cmd/turnstone/internal/hook"
 	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
@@ -91,6 +92,12 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 		return err
 	}
 	d.key = [32]byte(key)
+	if r.Hook.URL != "" {
+		h := hook.New(r.Hook.URL, r.Hook.Token)
+		defer h.Close()
+		r.Hook.Lookup.Directory = h
+		d.lookups = relay.NewLookups(r.Hook.Lookup)
+	}
 	settings, demo, err := d.settings(r)
 	if err != nil {
 		return err
@@ -103,7 +110,7 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	}
 	r.Streams.TLS = d.certificates.Config()
 	d.relay, err = relay.New(relay.Config{
-		Listeners: r.Listeners, Streams: r.Streams, Settings: settings, Log: d.store, State: state, Cap: r.Cap,
+		Listeners: r.Listeners, Streams: r.Streams, Settings: settings, Log: d.store, State: state, Cap: r.Cap, Lookups: d.lookups,
 		Logger: d.log, Clock: d.clock, Version: version(), PID: os.Getpid(),
 	})
 	if err != nil {

@@ -82,6 +82,6 @@ func (d *served) reloadUsers(ctx context.Context) error {
 		return err
 	}
 	d.now.Store(&running{config: now.config, resolved: r})
-	d.log.Info().Int("users", len(r.Gate.Users)).Str("file", r.UsersFile).Msg("users read again")
+	d.log.Info().Int("users", r.CountUsers()).Str("file", r.UsersFile).Msg("users read again")
 	return nil
 }

@@ -41,6 +41,13 @@ type Auth struct {
 	NonceLifetime   Duration `toml:"nonce-lifetime" flag:"nonce-lifetime" arg:"DURATION" env:"NONCE_LIFETIME" doc:"For how long a nonce is good."`
 	CredentialGrace Duration `toml:"credential-grace" flag:"credential-grace" arg:"DURATION" env:"CREDENTIAL_GRACE" doc:"For how long past its expiry a time-limited credential may still refresh what it holds; unlimited for as long as it likes."`
 	UsersFile       string   `toml:"users-file" flag:"users-file" arg:"PATH" env:"USERS_FILE" doc:"File of users with their keys, mode 0600, which turnstone user add and remove change. It is read again within two seconds of a change; while it is wrong, the users before are in force."`
+	HTTPURL         string   `toml:"http-url" flag:"auth-http-url" arg:"URL" env:"AUTH_HTTP_URL" doc:"Hook that is asked for users whom nothing else here names, once they come: see docs/authentication.md. Where it says nothing, nobody is let in."`
+	HTTPToken       string   `toml:"http-token" flag:"auth-http-token" arg:"TOKEN" env:"AUTH_HTTP_TOKEN" secret:"true" doc:"Bearer token that goes to the hook with each question."`
+	HTTPTimeout     Duration `toml:"http-timeout" flag:"auth-http-timeout" arg:"DURATION" env:"AUTH_HTTP_TIMEOUT" doc:"For how long an answer of the hook is waited for."`
+	HTTPCache       Duration `toml:"http-cache" flag:"auth-http-cache" arg:"DURATION" env:"AUTH_HTTP_CACHE" doc:"For how long the keys of a user are kept, if the hook does not say less."`
+	HTTPFresh       Duration `toml:"http-fresh" flag:"auth-http-fresh" arg:"DURATION" env:"AUTH_HTTP_FRESH" doc:"For how long the hook is not asked again after it said that there is no such user, or for a user who then proves nothing."`
+	HTTPRate        int      `toml:"http-rate" flag:"auth-http-rate" arg:"N" env:"AUTH_HTTP_RATE" doc:"Questions to the hook a second, in all."`
+	HTTPKeys        string   `toml:"http-keys" flag:"auth-http-keys" arg:"NAME" env:"AUTH_HTTP_KEYS" doc:"What the hook knows of every user: md5, or sha256 where it is the password or the SHA-256 key, so that clients may be offered SHA-256."`
 }
 
 // Peers says who may be reached through the relay.
@@ -130,7 +137,10 @@ func Default() Config {
 	return Config{
 		Listen: []string{"udp://0.0.0.0:3478", "udp://[::]:3478", "tcp://0.0.0.0:3478", "tcp://[::]:3478"}, RelayPorts: "49152-65535",
 		Realm: "turnstone", Software: "turnstone", Metrics: DefaultMetrics,
-		Auth: Auth{NonceLifetime: Duration(time.Hour), CredentialGrace: -1},
+		Auth: Auth{
+			NonceLifetime: Duration(time.Hour), CredentialGrace: -1,
+			HTTPTimeout: Duration(2 * time.Second), HTTPCache: Duration(5 * time.Minute), HTTPFresh: Duration(10 * time.Second), HTTPRate: 100, HTTPKeys: "md5",
+		},
 		Limits: Limits{
 			MaxPermissions: 1024, MaxChannels: 1024, DefaultLifetime: Duration(10 * time.Minute), MaxLifetime: Duration(time.Hour),
 			ChannelRange: "rfc5766", MaxStreams: 16384, MaxIdleStreams: 256, UnauthRate: 100, UnauthBurst: 1000,

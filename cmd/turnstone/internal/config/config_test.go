@@ -203,3 +203,26 @@ func TestDurationText(t *testing.T) {
 		}
 	}
 }
+
+// TestSecretsAreHidden holds that no secret is shown, and that a change of one is seen nevertheless.
+func TestSecretsAreHidden(t *testing.T) {
+	c, other := Default(), Default()
+	c.Auth.HTTPToken, other.Auth.HTTPToken = "c4n4ry", "an0ther"
+	c.Auth.Users, c.Auth.Secrets, c.Auth.RealmUsers = []string{"alice:c4n4ry"}, []string{"c4n4ry"}, []string{"r/a:c4n4ry"}
+	theirs := Settings(&other)
+	for i, s := range Settings(&c) {
+		b, err := s.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(s.String()+string(b), "c4n4ry") {
+			t.Errorf("%s shows %s", s.Key, s)
+		}
+		if changed := s.Secret; s.Equal(theirs[i]) == changed {
+			t.Errorf("%s: equal to another: %v", s.Key, s.Equal(theirs[i]))
+		}
+	}
+	if s := Settings(&c); s[0].Secret || c.Auth.HTTPToken != "c4n4ry" {
+		t.Error("looking at the settings changed them")
+	}
+}

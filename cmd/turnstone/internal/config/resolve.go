@@ -40,6 +40,7 @@ type Resolved struct {
 	Level        zerolog.Level
 	LogFormat    string
 
+	Hook          Hook
 	UsersFile     string         // empty for none
 	UsersIdentity users.Identity // of the file that the users in Gate are from
 	static        []turn.User    // those of the configuration itself
@@ -101,7 +102,8 @@ func (c *Config) resolve(h host) (Resolved, error) {
 	}
 	r.static, r.staticRealms, r.digest = r.Gate.Users, r.Gate.Realms, r.Digest
 	p.check("auth.users-file", r.readUsers(h.users))
-	r.Demo = len(r.Gate.Users) == 0 && len(r.Gate.Secrets) == 0 && len(c.Auth.RealmUsers) == 0 && r.UsersFile == ""
+	r.Hook, r.Gate.LookupSHA256 = c.hook(&p), c.Auth.HTTPKeys == "sha256"
+	r.Demo = len(r.Gate.Users) == 0 && len(r.Gate.Secrets) == 0 && len(c.Auth.RealmUsers) == 0 && r.UsersFile == "" && r.Hook.URL == ""
 	if r.Metrics == "off" {
 		r.Metrics = ""
 	}

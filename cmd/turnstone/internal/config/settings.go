@@ -59,11 +59,21 @@ func (s Setting) Value() any {
 			}
 		}
 		return out
+	case string:
+		if s.Secret && v != "" {
+			return "<hidden>"
+		}
+		return v
 	case Duration:
 		return v.String()
 	default:
 		return v
 	}
+}
+
+// Equal says whether s and other have the same value, secrets included.
+func (s Setting) Equal(other Setting) bool {
+	return reflect.DeepEqual(s.value.Interface(), other.value.Interface())
 }
 
 // hidden is a secret as it may be shown: of NAME:PASSWORD the name.

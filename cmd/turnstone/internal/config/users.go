@@ -21,6 +21,15 @@ func (c *Config) PreparedRealm() (string, error) {
 // ReadUsers reads the file of users again, if there is one. After an error r is as it was.
 func (r *Resolved) ReadUsers() error { return r.readUsers(users.Read) }
 
+// CountUsers counts the users of all realms.
+func (r *Resolved) CountUsers() int {
+	n := len(r.Gate.Users)
+	for _, one := range r.Gate.Realms {
+		n += len(one.Users)
+	}
+	return n
+}
+
 // readUsers puts the users of the file beside those of the configuration, each into its realm.
 func (r *Resolved) readUsers(read func(path string) ([]users.User, error)) error {
 	if r.UsersFile == "" {

@@ -29,8 +29,9 @@ type Sources struct {
 	CertificateExpiry func() time.Time             // of the first of them, zero without any
 	Kernel            func() (kernel.Status, bool) // false where userspace relays everything
 	Version           string
-	Users             func() int  // of the configuration and the file
-	UsersBroken       func() bool // the file of users cannot be read
+	Users             func() int                          // of the configuration and the file
+	UsersBroken       func() bool                         // the file of users cannot be read
+	Lookups           func() (relay.LookupCounters, bool) // false where there is no hook
 }
 
 // Handler serves /metrics, /healthz and /readyz.
@@ -91,6 +92,8 @@ var (
 	events      = desc("log_events_total", "Events made durable.")
 	users       = desc("users", "Users with a long-term credential.")
 	usersBroken = desc("users_file_broken", "1 while the file of users cannot be read, and the users before are in force.")
+	lookups     = desc("lookups_total", "Questions to the hook for users by outcome; refused are requests beyond the rates.", "outcome")
+	waiting     = desc("lookups_waiting", "Requests that wait for the hook.")
 	recoveries  = desc("log_recoveries_total", "Commits whose outcome was not known, after which the log was opened again.")
 
 	attached = desc("kernel_attached_interfaces", "Interfaces that have the XDP program.")
@@ -109,7 +112,7 @@ var (
 // descs are all metrics of the daemon's own.
 var descs = []*prometheus.Desc{
 	info, ready, draining, room, freeBytes, allocations, packets, bytes, dropped, streams, noStreams, cutOff, expiry, requests, replies, commits, events, recoveries,
-	users, usersBroken,
+	users, usersBroken, lookups, waiting,
 	attached, flowsIn, slots, used, absent, hops, lag, drift, failures, memory, verdicts,
 }
 
@@ -160,6 +163,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count(recoveries, n.Recoveries)
 	gauge(users, float64(c.Users()))
 	gauge(usersBroken, number(c.UsersBroken()))
+	if l, ok := c.Lookups(); ok {
+		count(lookups, l.Found, "found")
+		count(lookups, l.None, "none")
+		count(lookups, l.Failed, "failed")
+		count(lookups, l.Refused, "refused")
+		gauge(waiting, float64(l.Waiting))
+	}
 	if st, ok := c.Kernel(); ok {
 		collectKernel(st, gauge, count)
 	}

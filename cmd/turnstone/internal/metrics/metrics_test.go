@@ -24,6 +24,9 @@ func sources(ready bool, room turn.Room) Sources {
 		Ready: func() bool { return ready }, Draining: func() bool { return false }, Room: func() turn.Room { return room },
 		Allocations: func() int { return 11 }, FreeBytes: func() int64 { return 13 }, CertificateExpiry: func() time.Time { return time.Unix(37, 0) }, Version: "1.2.3",
 		Users: func() int { return 23 }, UsersBroken: func() bool { return true },
+		Lookups: func() (relay.LookupCounters, bool) {
+			return relay.LookupCounters{Found: 29, None: 31, Failed: 37, Refused: 41, Waiting: 43}, true
+		},
 		Kernel: func() (kernel.Status, bool) {
 			return kernel.Status{Flows: 4, Verdicts: []kernel.VerdictCounts{
 				{Verdict: "to-peer", Packets: 17, Bytes: 170}, {Verdict: "to-channel", Packets: 1, Bytes: 10}, {Verdict: "miss", Packets: 19},
@@ -52,6 +55,9 @@ func TestMetricsTellWhatIsCounted(t *testing.T) {
 		`turnstone_kernel_verdicts_total{verdict="miss"} 19`,
 		`turnstone_kernel_flows 4`,
 		`turnstone_users 23`,
+		`turnstone_lookups_total{outcome="none"} 31`,
+		`turnstone_lookups_total{outcome="failed"} 37`,
+		`turnstone_lookups_waiting 43`,
 		`turnstone_users_file_broken 1`,
 		`turnstone_streams{protocol="tls"} 23`,
 		`turnstone_streams_refused_total 29`,
