@@ -233,7 +233,7 @@ struct sunk {
 struct sunk sunk[SINK_CPUS];
 __u64 latencies[LATENCY_BUCKETS]; /* the last one: longer, or no time */
 
-static __always_inline bool sink(void *data, void *end, __u32 length)
+static __always_inline bool sink(void *data, void *end, __u32 length, __u32 packets)
 {
 	struct udphdr *u = find_udp(data, end);
 
@@ -241,7 +241,7 @@ static __always_inline bool sink(void *data, void *end, __u32 length)
 		return false;
 	struct sunk *s = &sunk[bpf_get_smp_processor_id() & (SINK_CPUS - 1)];
 
-	s->packets++;
+	s->packets += packets;
 	s->bytes += length;
 	if (!sink_at)
 		return true;
@@ -262,10 +262,10 @@ int sink_frame(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 
-	return sink(data, end, end - data) ? XDP_DROP : XDP_PASS;
+	return sink(data, end, end - data, 1) ? XDP_DROP : XDP_PASS;
 }
 
-/* The same behind the stack's own receiver, for what a socket has sent. */
+/* The same behind the stack's own receiver, for what a socket has sent: trains of packets too. */
 SEC("tcx/ingress")
 int sink_packet(struct __sk_buff *skb)
 {
@@ -273,5 +273,5 @@ int sink_packet(struct __sk_buff *skb)
 		return -1; /* TCX_NEXT */
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 
-	return sink(data, end, skb->len) ? 2 /* TCX_DROP */ : -1;
+	return sink(data, end, skb->len, skb->gso_segs ? skb->gso_segs : 1) ? 2 /* TCX_DROP */ : -1;
 }
