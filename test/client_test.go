@@ -35,9 +35,10 @@ type client struct {
 	nonce  stun.Nonce
 	key    stun.MessageIntegrity
 
-	mu      sync.Mutex // guards waiting and data
+	mu      sync.Mutex // guards the fields below
 	waiting map[[stun.TransactionIDSize]byte]chan *stun.Message
 	data    func(channel uint16, payload []byte)
+	other   func(*stun.Message) // that no request waits for; nil for nobody
 }
 
 // newClient opens a client at an address of lo and learns a nonce.
@@ -111,6 +112,8 @@ func (c *client) take(b []byte) {
 		case w <- m:
 		default:
 		}
+	} else if c.other != nil && m.Type.Class == stun.ClassIndication {
+		c.other(m)
 	}
 }
 
@@ -119,6 +122,13 @@ func (c *client) onData(f func(channel uint16, payload []byte)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.data = f
+}
+
+// onIndication has f called with each indication that comes. f must not wait.
+func (c *client) onIndication(f func(*stun.Message)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.other = f
 }
 
 // exchange sends m once and waits for its answer, errSilence where none comes.

@@ -68,7 +68,7 @@ func (d *served) settings(r config.Resolved) (relay.Settings, string, error) {
 		demo = iceServers(turnURLs(r), u.Name, u.Password)
 	}
 	return relay.Settings{
-		Gate: turn.NewGate(g), Rules: r.Rules, UnauthRate: r.UnauthRate, UnauthBurst: r.UnauthBurst, Digest: r.Digest,
+		Gate: turn.NewGate(g), Rules: r.Rules, UnauthRate: r.UnauthRate, UnauthBurst: r.UnauthBurst, ICMP: r.ICMP, Digest: r.Digest,
 	}, demo, nil
 }
 

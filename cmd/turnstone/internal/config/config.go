@@ -67,6 +67,7 @@ type Limits struct {
 	DefaultLifetime        Duration `toml:"default-lifetime" flag:"default-lifetime" arg:"DURATION" env:"DEFAULT_LIFETIME" doc:"Lifetime of an allocation whose client asks for none or less."`
 	MaxLifetime            Duration `toml:"max-lifetime" flag:"max-lifetime" arg:"DURATION" env:"MAX_LIFETIME" doc:"Lifetime of an allocation at most."`
 	ChannelRange           string   `toml:"channel-range" flag:"channel-range" arg:"NAME" env:"CHANNEL_RANGE" doc:"Channel numbers clients may bind: rfc5766 (0x4000-0x7FFF), which clients in the field use, or rfc8656 (0x4000-0x4FFF)."`
+	ICMPErrors             string   `toml:"icmp-errors" flag:"icmp-errors" arg:"WHO" env:"ICMP_ERRORS" doc:"Clients that are told of ICMP errors about what they sent to peers, in Data indications without DATA: probing, those that send with DONT-FRAGMENT; all, as RFC 8656 has it, which ends the reading of clients that do not expect it, that of pion/turn v4 among them; none."`
 	MaxStreams             int      `toml:"max-streams" flag:"max-streams" arg:"N" env:"MAX_STREAMS" doc:"Connections of clients over TCP, TLS and DTLS in total. Each takes a file descriptor."`
 	MaxIdleStreams         int      `toml:"max-idle-streams" flag:"max-idle-streams" arg:"N" env:"MAX_IDLE_STREAMS" doc:"Such connections of one IPv4 address or IPv6 /64 that have no allocation. Each of them ends after 30 s without a request."`
 	UnauthRate             int      `toml:"unauth-rate" flag:"unauth-rate" arg:"N" env:"UNAUTH_RATE" doc:"Answers a second to one IPv4 address or IPv6 /64 that has not authenticated, loopback excepted; 0 for no limit."`
@@ -143,7 +144,7 @@ func Default() Config {
 		},
 		Limits: Limits{
 			MaxPermissions: 1024, MaxChannels: 1024, DefaultLifetime: Duration(10 * time.Minute), MaxLifetime: Duration(time.Hour),
-			ChannelRange: "rfc5766", MaxStreams: 16384, MaxIdleStreams: 256, UnauthRate: 100, UnauthBurst: 1000,
+			ChannelRange: "rfc5766", ICMPErrors: "probing", MaxStreams: 16384, MaxIdleStreams: 256, UnauthRate: 100, UnauthBurst: 1000,
 		},
 		Kernel: Kernel{Mode: "auto", XDP: "auto", Instance: "default", MaxChannels: 16384},
 		Log:    Log{Level: "info", Format: "auto"},

@@ -29,6 +29,7 @@ type Resolved struct {
 	Gate         turn.GateConfig // without the nonce key
 	UnauthRate   int
 	UnauthBurst  int
+	ICMP         relay.ICMP
 	Cap          turn.Cap // of an allocation in each direction
 	Digest       [32]byte // of the configuration, secrets left out
 	Data         string
@@ -69,6 +70,9 @@ func (c *Config) Resolve() (Resolved, error) {
 	return c.resolve(host{own: own, bindable: bindable, users: users.Read, certificates: loadable})
 }
 
+// icmpErrors are who is told of ICMP errors.
+var icmpErrors = map[string]relay.ICMP{"probing": relay.ICMPToProbers, "all": relay.ICMPToAll, "none": relay.ICMPToNobody}
+
 // host is where a configuration is to be in force.
 type host struct {
 	own          []netip.Addr
@@ -79,7 +83,7 @@ type host struct {
 
 func (c *Config) resolve(h host) (Resolved, error) {
 	r := Resolved{
-		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, Kernel: c.Kernel, Cap: turn.NewCap(uint64(max(c.Limits.MaxBandwidth, 0))),
+		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, ICMP: icmpErrors[c.Limits.ICMPErrors], Kernel: c.Kernel, Cap: turn.NewCap(uint64(max(c.Limits.MaxBandwidth, 0))),
 		Data: c.DataDir(), AdminSocket: c.Socket(), LogFormat: c.Log.Format, Digest: c.digest(),
 		UsersFile: c.Auth.UsersFile, Metrics: c.Metrics, MetricsSet: c.Metrics != DefaultMetrics,
 	}

@@ -42,7 +42,7 @@ func TestResolve(t *testing.T) {
 	c.Peers.Deny = []string{"2001:db8::/32"}
 	c.Auth.Users = []string{"alice:secret", "bob:0x00112233445566778899aabbccddeeff", "carol:0xshort"}
 	c.Auth.Secrets = []string{"one", "two"}
-	c.Limits.ChannelRange = "rfc8656"
+	c.Limits.ChannelRange, c.Limits.ICMPErrors = "rfc8656", "all"
 	c.Metrics = "off"
 	c.Log.Level = "debug"
 	r, err := c.Resolve()
@@ -56,6 +56,9 @@ func TestResolve(t *testing.T) {
 		{Address: at("127.0.0.1:3478"), Protocol: turn.TCP},
 		{Address: at("127.0.0.1:5349"), Protocol: turn.TLS},
 		{Address: at("127.0.0.1:5349"), Protocol: turn.DTLS},
+	}
+	if r.ICMP != relay.ICMPToAll {
+		t.Errorf("got %v told of ICMP errors, want all", r.ICMP)
 	}
 	if !slices.Equal(r.Listeners, wantListeners) {
 		t.Errorf("listeners %v, want %v", r.Listeners, wantListeners)
@@ -314,6 +317,7 @@ func TestResolveErrors(t *testing.T) {
 		"LifetimeShort":     {func(c *Config) { c.Limits.DefaultLifetime = 0 }, "limits.default-lifetime: 0s is less than 1s"},
 		"LifetimesReversed": {func(c *Config) { c.Limits.MaxLifetime = Duration(time.Minute) }, "limits.max-lifetime: 1m is less than the default lifetime, 10m"},
 		"LifetimeLong":      {func(c *Config) { c.Limits.MaxLifetime = Duration(25 * time.Hour) }, "limits.max-lifetime: 25h is more than 24h"},
+		"ICMPErrors":        {func(c *Config) { c.Limits.ICMPErrors = "some" }, `limits.icmp-errors: "some" is none of probing, all, none`},
 		"ChannelRange":      {func(c *Config) { c.Limits.ChannelRange = "rfc1" }, `limits.channel-range: "rfc1" is none of rfc5766, rfc8656`},
 		"KernelMode":        {func(c *Config) { c.Kernel.Mode = "perhaps" }, `kernel.mode: "perhaps" is none of auto, required, off`},
 		"LogLevel":          {func(c *Config) { c.Log.Level = "loud" }, `log.level: "loud" is none of trace, debug, info, warn, error`},

@@ -69,6 +69,7 @@ func (l *Limits) check(p *problems) {
 		p.check("limits.max-lifetime", fmt.Errorf("%s is more than 24h", l.MaxLifetime))
 	}
 	p.check("limits.channel-range", oneOf(l.ChannelRange, "rfc5766", "rfc8656"))
+	p.check("limits.icmp-errors", oneOf(l.ICMPErrors, "probing", "all", "none"))
 }
 
 // portRange reads FIRST-LAST.
