@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/csv"
@@ -142,7 +143,7 @@ func signalDaemon(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(syscall.Kill(pid, signals[args[0]]))
 }
 
-// allocate SERVER USER PASSWORD: a client makes an allocation with a channel, gets a datagram through
+// allocate SERVER USER PASSWORD: a client (see [socketTo]) makes an allocation with a channel, gets a datagram through
 // it to a peer and back, and stays until the end of the script. ! allocate: it gets none.
 func allocate(ts *testscript.TestScript, neg bool, args []string) {
 	err := relayOnce(ts, args[0], args[1], args[2])
@@ -154,9 +155,27 @@ func allocate(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// socketTo is a client's socket to a server, HOST:PORT or, over a stream, tcp:// or tls:// before it.
+func socketTo(ts *testscript.TestScript, server string) (net.PacketConn, string) {
+	transport, at, named := strings.Cut(server, "://")
+	switch {
+	case !named:
+		c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		ts.Check(err)
+		return c, server
+	case transport == "tls":
+		c, err := tls.Dial("tcp4", at, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it is selfSigned
+		ts.Check(err)
+		return turn.NewSTUNConn(c), at
+	default:
+		c, err := net.Dial("tcp4", at)
+		ts.Check(err)
+		return turn.NewSTUNConn(c), at
+	}
+}
+
 func relayOnce(ts *testscript.TestScript, server, user, password string) error {
-	local, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	ts.Check(err)
+	local, server := socketTo(ts, server)
 	ts.Defer(func() { local.Close() })
 	quiet := logging.NewDefaultLoggerFactory()
 	quiet.DefaultLogLevel = logging.LogLevelDisabled

@@ -32,13 +32,3 @@ func (c *Config) elsewhere() host {
 		certificates: func([]certs.Files) error { return nil },
 	}
 }
-
-// Transports are the transports that clients may be listened to over.
-func Transports() (out []string) {
-	for _, t := range transports {
-		if _, _, err := listenAddress(t + "://192.0.2.1:3478"); err == nil {
-			out = append(out, t)
-		}
-	}
-	return out
-}

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"slices"
 	"strings"
 	"testing"
 )
@@ -22,11 +21,5 @@ func TestCheckTextIsAboutNoHost(t *testing.T) {
 				t.Errorf("%s: got %v, want %q", row.text, err, row.want)
 			}
 		})
-	}
-}
-
-func TestTransports(t *testing.T) {
-	if got := Transports(); !slices.Contains(got, "udp") {
-		t.Errorf("got %v, want udp among them", got)
 	}
 }

@@ -81,7 +81,7 @@ func fixed(seconds int, reason string) key {
 }
 
 const (
-	database = "users and secrets in a database are not read: export them to auth.users or auth.secrets"
+	database = "users and secrets in a database are not read: turnstone user add takes users, auth.http-url asks a directory for them, and secrets belong in auth.secrets"
 	logging  = "the log goes to stderr as JSON lines, for the journal or whatever runs the daemon"
 	cli      = "there is no telnet interface: turnstone status, allocation list and close ask the daemon over its unix socket"
 	webAdmin = "there is no web interface for administration"
@@ -108,7 +108,7 @@ var keys = map[string]key{
 	"aux-server":             auxiliary,
 	"alt-listening-port":     dropped(nat5780),
 	"alt-tls-listening-port": dropped(nat5780),
-	"tcp-proxy-port":         dropped("the PROXY protocol is not spoken"),
+	"tcp-proxy-port":         dropped("add a tcp listener for it, and name the load balancers in proxy-protocol-from: nobody else is believed"),
 	"listening-device":       dropped("sockets are bound to addresses, not to interfaces: name those of the interface in listen"),
 	"udp-self-balance":       refused("every CPU serves every listener, there is nothing to balance"),
 
@@ -140,7 +140,7 @@ var keys = map[string]key{
 	"stale-nonce":              staleNonce,
 	"stateless-nonce":          always("nonces are stateless: a MAC over the client's address and the time"),
 	"stateless-nonce-secret":   dropped("the key of the nonces is made at the first start, in keys/ of the data directory: copy it to share it"),
-	"check-origin-consistency": refused("ORIGIN is not looked at"),
+	"check-origin-consistency": refused("ORIGIN chooses a realm (auth.realms), and proves nothing"),
 	"userdb":                   dropped(database),
 	"db":                       dropped(database),
 	"psql-userdb":              dropped(database),
@@ -151,7 +151,7 @@ var keys = map[string]key{
 	"secret-key-file":          dropped(database),
 	"no-auth-pings":            always("there is no database of users to ask"),
 	"no-dynamic-ip-list":       always("there is no database of addresses to ask"),
-	"no-dynamic-realms":        always("there is no database of realms to ask"),
+	"no-dynamic-realms":        always("there is no database of realms to ask: further ones are in auth.realms"),
 
 	// Limits.
 	"user-quota":                 count("limits.max-allocations-per-user"),

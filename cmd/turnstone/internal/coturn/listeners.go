@@ -5,11 +5,9 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-
-	"turnstone/cmd/turnstone/internal/config"
 )
 
-const noCertificate = "there is no certificate (cert and pkey), so neither TLS nor DTLS is served"
+const notSecure = "neither TLS nor DTLS is served, for which it takes cert and pkey"
 
 // listens is a line that says where clients are served; finish puts them together.
 func listens(_ *translation, e *entry) (verdict, error) {
@@ -29,14 +27,20 @@ func listensTLS(t *translation, e *entry) (verdict, error) {
 	if _, err := e.port(); err != nil {
 		return verdict{}, err
 	}
-	if !t.certified() {
-		return verdict{fate: Dropped, reason: noCertificate}, nil
+	if tls, dtls := t.secure(); !tls && !dtls {
+		return verdict{fate: Dropped, reason: notSecure}, nil
 	}
 	return verdict{fate: Mapped, setting: "listen"}, nil
 }
 
 // certified says whether the file has a certificate with its key.
 func (t *translation) certified() bool { return t.last("cert") != nil && t.last("pkey") != nil }
+
+// secure says whether TLS and DTLS are served.
+func (t *translation) secure() (tls, dtls bool) {
+	off := t.on("no-dtls") || t.last("dtls") != nil && !t.on("dtls")
+	return t.certified() && !t.on("no-tls"), t.certified() && !off
+}
 
 // auxiliary is one more address for clients.
 func auxiliary(_ *translation, e *entry) (verdict, error) {
@@ -52,7 +56,7 @@ func (t *translation) finish() error {
 	t.listen()
 	s := t.result.settings
 	if s["listen"] == nil {
-		return fmt.Errorf("%s: it serves no transport that turnstone does", t.result.file)
+		return fmt.Errorf("%s: it serves no transport", t.result.file)
 	}
 	if s["auth.users"] == nil && s["auth.secrets"] == nil {
 		t.absent("user", "it has neither users nor secrets, so coturn relays for everybody: turnstone serves a demo credential until auth.users or auth.secrets is set")
@@ -80,11 +84,7 @@ func (t *translation) listen() {
 		hosts = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	}
 	plain, secure := nonzero(t.number("listening-port", 0), 3478), nonzero(t.number("tls-listening-port", 0), 5349)
-	noDTLS := t.on("no-dtls")
-	if e := t.last("dtls"); e != nil && !t.on("dtls") {
-		noDTLS = true
-	}
-	tls, dtls := t.certified() && !t.on("no-tls"), t.certified() && !noDTLS
+	tls, dtls := t.secure()
 	t.listenOn("udp", t.on("no-udp"), hosts, plain)
 	t.listenOn("tcp", t.on("no-tcp") || tls && plain == secure, hosts, plain)
 	t.listenOn("tls", !tls, hosts, secure)
@@ -97,15 +97,9 @@ func (t *translation) listen() {
 	}
 }
 
-// listenOn adds listeners for a transport, if it is one that is served.
+// listenOn adds listeners for a transport, unless it is off.
 func (t *translation) listenOn(transport string, off bool, hosts []netip.Addr, port int) {
 	if off {
-		return
-	}
-	if !slices.Contains(config.Transports(), transport) {
-		if reason := transport + " is not served yet"; !slices.ContainsFunc(t.result.Lines, func(l Line) bool { return l.Reason == reason }) {
-			t.absent("no-"+transport, reason)
-		}
 		return
 	}
 	for _, h := range hosts {

@@ -38,6 +38,9 @@ func path(name string) key {
 		if err != nil {
 			return verdict{}, err
 		}
+		if tls, dtls := t.secure(); !tls && !dtls {
+			return verdict{fate: Dropped, reason: notSecure}, nil
+		}
 		if !filepath.IsAbs(s) {
 			s = filepath.Join(t.dir, s)
 		}
