@@ -437,6 +437,22 @@ func TestRouteLapses(t *testing.T) {
 	}
 }
 
+// TestLastMomentsOfARoute holds that what the kernel says of a route that has lapsed here, and not yet there, is
+// not believed in for ever: less than a hundredth of a second before, it says nothing of an end.
+func TestLastMomentsOfARoute(t *testing.T) {
+	n := newNetwork(t)
+	n.via(distantNet6, router6)
+	r := n.router()
+	l := r.fib.tables[fibKey{unix.RT_TABLE_MAIN, distantNet6}]
+	l[0].until = time.Now()
+	if _, why := r.Route(host6, distant6); why != "" {
+		t.Fatalf("got %q of a route that the kernel has, want none", why)
+	}
+	if a := r.answers[endpoints{host6, distant6}]; a.until.IsZero() {
+		t.Error("the kernel's answer is kept for ever")
+	}
+}
+
 // TestSourceRoutes holds that IPv6 routes for some sources are heeded.
 func TestSourceRoutes(t *testing.T) {
 	n := newNetwork(t)

@@ -64,10 +64,12 @@ func (r *Router) Route(source, destination netip.Addr) (Route, Reason) {
 	if a, ok := r.answers[p]; ok && (a.until.IsZero() || time.Now().Before(a.until)) {
 		return a.route, a.reason
 	}
+	lapsed := false
 	if r.fib != nil && !r.lowered[destination] {
 		f, found, sure := r.fib.match(destination, r.valid)
 		switch {
 		case !sure: // the kernel is asked
+			lapsed = f.lapsed()
 		case !r.isLocal(source):
 			return Route{}, ReasonSource
 		case !found:
@@ -79,6 +81,10 @@ func (r *Router) Route(source, destination netip.Addr) (Route, Reason) {
 	a, err := r.ask(p)
 	if err != nil {
 		return Route{}, Reason(err.Error())
+	}
+	if lapsed && a.until.IsZero() { // in its last moments the kernel says the same of a route as if it stayed
+		a.until = time.Now().Add(time.Second)
+		r.answers[p] = a
 	}
 	return a.route, a.reason
 }
