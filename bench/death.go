@@ -65,6 +65,10 @@ func measureDeath(ctx context.Context, l *lab, k kind, r recorder) (err error) {
 		for _, w := range ways {
 			one, err := l.newStream(w, t)
 			if err != nil {
+				for _, s := range streams {
+					_, e := s.end()
+					err = errors.Join(err, e)
+				}
 				return err
 			}
 			streams = append(streams, one)

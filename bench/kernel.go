@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,8 +36,24 @@ func kernelCommand(l *lab, dir string) *exec.Cmd {
 	return c
 }
 
-// removePins ends the relaying of a dead server.
-func removePins() error { return os.RemoveAll(filepath.Join(pinsRoot, instance())) }
+// removePins ends the relaying of a dead server. The kernel takes a program off in its own time.
+func (n *network) removePins() error {
+	if err := os.RemoveAll(filepath.Join(pinsRoot, instance())); err != nil {
+		return err
+	}
+	return n.relay.do(func() error {
+		for began := time.Now(); time.Since(began) < giveUpAfter; time.Sleep(time.Millisecond) {
+			links, err := netlink.LinkList()
+			if err != nil {
+				return err
+			}
+			if !slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Xdp != nil && l.Attrs().Xdp.Attached }) {
+				return nil
+			}
+		}
+		return errors.New("a program stays attached")
+	})
+}
 
 // kernelStatus is what turnstone says of the kernel's side.
 type kernelStatus struct {

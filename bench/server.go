@@ -191,7 +191,7 @@ func (s *server) kill() error {
 func (s *server) stop() error {
 	err := errors.Join(s.kill(), os.RemoveAll(s.dir))
 	if s.kind.name == kernelName {
-		err = errors.Join(err, removePins())
+		err = errors.Join(err, s.network.removePins())
 	}
 	return err
 }
