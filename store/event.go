@@ -96,6 +96,7 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindRelayedDeleted:      decode[turn.RelayedDeleted],
 	turn.KindRelayedExpired:      decode[turn.RelayedExpired],
 	turn.KindFamilyRefused:       decode[turn.FamilyRefused],
+	turn.KindTokenAccepted:       decode[turn.TokenAccepted],
 	turn.KindUsageRecorded:       decode[turn.UsageRecorded],
 	turn.KindRefusalsCounted:     decode[turn.RefusalsCounted],
 	turn.KindEpochBegan:          decode[turn.EpochBegan],

@@ -78,6 +78,7 @@ var samples = []sample{
 	{"RelayedDeleted", turn.RelayedDeleted{Allocation: 2, Tx: tx(9), Relayed: netip.AddrPortFrom(addr4, 49152), Reason: turn.ReasonClient}},
 	{"RelayedExpired", turn.RelayedExpired{Allocation: 2, Relayed: netip.AddrPortFrom(addr6, 49152)}},
 	{"FamilyRefused", turn.FamilyRefused{Allocation: 2, Tx: tx(2), Family: 2, Code: 508}},
+	{"TokenAccepted", turn.TokenAccepted{Allocation: 2, Tx: tx(3), Token: turn.SealedToken{0, 12, 1, 2, 3, 4, 5}}},
 	{"ReservationRevoked", turn.ReservationRevoked{Relayed: netip.AddrPortFrom(addr4, 49153), Reason: turn.ReasonUserRemoved}},
 }
 
@@ -174,6 +175,12 @@ func (t *traffic) event() turn.Event {
 		return e
 	case roll == 80:
 		return t.reserved(id)
+	case roll == 81:
+		token := make(turn.SealedToken, 1+t.rng.IntN(90))
+		for i := range token {
+			token[i] = byte(t.rng.Uint32())
+		}
+		return turn.TokenAccepted{Allocation: id, Tx: t.tx(), Token: token}
 	case roll < 84 && len(a.Channels) > 0:
 		c := a.Channels[t.rng.IntN(len(a.Channels))]
 		return turn.ChannelExpired{Allocation: id, Channel: c.Number}

@@ -102,7 +102,7 @@ func TestRFC8489Requirements(t *testing.T) {
 				}
 			}
 			frame := plain(stun.MethodRefresh, txid(1), append(right, tt.with.after...)...)
-			q, reply, err := g.Admit(a.FiveTuple, frame, now)
+			q, reply, err := g.Admit(a.FiveTuple, frame, nil, now)
 			switch {
 			case err != nil:
 				t.Fatal(err)
@@ -194,7 +194,7 @@ func TestOffers(t *testing.T) {
 				config.Secrets = nil
 			}
 			g, now := NewGate(config), at(0)
-			_, reply, err := g.Admit(alice().FiveTuple, plain(allocateMethod, txid(1)), now)
+			_, reply, err := g.Admit(alice().FiveTuple, plain(allocateMethod, txid(1)), nil, now)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -222,7 +222,7 @@ func TestOffers(t *testing.T) {
 					if as.algorithm != 0 {
 						list[3] = set(stun.AttrPasswordAlgorithms, seen.offered...)
 					}
-					q, reply, err := g.Admit(as.FiveTuple, plain(allocateMethod, txid(1), list...), now)
+					q, reply, err := g.Admit(as.FiveTuple, plain(allocateMethod, txid(1), list...), nil, now)
 					switch {
 					case err != nil:
 						t.Fatal(err)
@@ -249,11 +249,11 @@ func TestNonceOutlivesItsOffer(t *testing.T) {
 	after := NewGate(config)
 	a := alice().with(algorithmSHA256, false)
 	frame := a.signed(before, now, stun.MethodRefresh, txid(1), nil)
-	if q, reply, err := after.Admit(a.FiveTuple, frame, now); q == nil {
+	if q, reply, err := after.Admit(a.FiveTuple, frame, nil, now); q == nil {
 		t.Errorf("got %v, %v, want the request admitted", reply, err)
 	}
 	frame = a.signed(after, now, stun.MethodRefresh, txid(1), nil)
-	if q, reply, err := after.Admit(a.FiveTuple, frame, now); q != nil || err != nil || reply.Code != CodeBadRequest {
+	if q, reply, err := after.Admit(a.FiveTuple, frame, nil, now); q != nil || err != nil || reply.Code != CodeBadRequest {
 		t.Errorf("the old list with a new nonce: got %v, %v, %v, want code 400", q, reply, err)
 	}
 }
@@ -382,7 +382,7 @@ func FuzzPasswordAlgorithms(f *testing.F) {
 		}
 		credential := a.credential(nonce)
 		credential[3], credential[4] = set(stun.AttrPasswordAlgorithms, list...), set(stun.AttrPasswordAlgorithm, choice...)
-		q, reply, err := g.Admit(a.FiveTuple, plain(stun.MethodRefresh, txid(1), append(credential, a.key())...), now)
+		q, reply, err := g.Admit(a.FiveTuple, plain(stun.MethodRefresh, txid(1), append(credential, a.key())...), nil, now)
 		if err != nil {
 			t.Fatal(err)
 		}

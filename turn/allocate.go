@@ -71,6 +71,9 @@ func DecideBound(s *State, r *Rules, q *Request, m Moment, bound []netip.AddrPor
 		Transport: q.transport, Username: q.Username, Realm: q.Realm, Lifetime: r.lifetime(q),
 	}
 	events = append(events, e)
+	if q.access != nil {
+		events = append(events, TokenAccepted{Allocation: e.Allocation, Tx: q.Tx, Token: q.access})
+	}
 	reply := q.reply(0)
 	reply.grant(r, q, relayed, e.Lifetime)
 	if reply.lacks = q.lacking(r, relayed); reply.lacks != (lack{}) {

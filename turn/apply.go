@@ -1,6 +1,7 @@
 package turn
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -120,6 +121,14 @@ func (s *State) apply(e Event) error {
 		return s.on(e.Allocation, func(a *Allocation) error {
 			t := transactionOf(a.FiveTuple, KindAllocationCreated, e.Tx)
 			s.answers.amend(t, func(given *answer) { given.lacks = lack{family: e.Family, code: e.Code} })
+			return nil
+		})
+	case TokenAccepted:
+		return s.on(e.Allocation, func(a *Allocation) error {
+			if len(e.Token) == 0 {
+				return errors.New("the access token is none")
+			}
+			a.Token = e.Token
 			return nil
 		})
 	case ReservationMade:

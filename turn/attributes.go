@@ -3,6 +3,7 @@ package turn
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 
 	"github.com/pion/stun/v3"
 )
@@ -53,7 +54,8 @@ func knownAttribute(kind uint16) bool {
 		stun.AttrUnknownAttributes, stun.AttrRealm, stun.AttrNonce, stun.AttrXORMappedAddress,
 		stun.AttrChannelNumber, stun.AttrLifetime, stun.AttrXORPeerAddress, stun.AttrData,
 		stun.AttrXORRelayedAddress, stun.AttrEvenPort, stun.AttrRequestedTransport, stun.AttrRequestedAddressFamily,
-		stun.AttrReservationToken, stun.AttrDontFragment, stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm, stun.AttrUserhash:
+		stun.AttrReservationToken, stun.AttrDontFragment, stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm, stun.AttrUserhash,
+		attrAccessToken:
 		return true
 	}
 	return false
@@ -65,26 +67,37 @@ func iceAttribute(kind stun.AttrType) bool {
 	return kind == stun.AttrPriority || kind == stun.AttrUseCandidate
 }
 
+// Attributes of RFC 7635, which the STUN codec has no names for.
+const (
+	attrAccessToken             stun.AttrType = 0x001B
+	attrThirdPartyAuthorization stun.AttrType = 0x802E
+)
+
 // maxUnknown bounds UNKNOWN-ATTRIBUTES: one request cannot ask for a long answer.
 const maxUnknown = 64
 
 // unknown are the comprehension-required attributes among list that the server
 // does not understand, each once, the first 64 of them.
-func unknown(list stun.Attributes) []stun.AttrType {
+func unknown(list stun.Attributes, tokens bool) []stun.AttrType {
 	for i, a := range list {
-		if !a.Type.Optional() && !knownAttribute(uint16(a.Type)) {
-			return distinctUnknown(list[i:])
+		if !understood(a.Type, tokens) {
+			return distinctUnknown(list[i:], tokens)
 		}
 	}
 	return nil
 }
 
-func distinctUnknown(list stun.Attributes) []stun.AttrType {
+// understood says whether an attribute stands in nobody's way. ACCESS-TOKEN is known with tokens alone.
+func understood(kind stun.AttrType, tokens bool) bool {
+	return kind.Optional() || (knownAttribute(uint16(kind)) && (tokens || kind != attrAccessToken))
+}
+
+func distinctUnknown(list stun.Attributes, tokens bool) []stun.AttrType {
 	var out []stun.AttrType
 	var seen [0x8000 / 64]uint64 // a set: a request has up to 16,000 attributes
 	for _, a := range list {
 		word, bit := &seen[a.Type&0x7FFF/64], uint64(1)<<(a.Type%64)
-		if a.Type.Optional() || knownAttribute(uint16(a.Type)) || *word&bit != 0 {
+		if understood(a.Type, tokens) || *word&bit != 0 {
 			continue
 		}
 		*word |= bit
@@ -107,7 +120,9 @@ type Request struct {
 	nonceReturned bool
 	malformed     bool // an attribute of the method does not decode
 	key           []byte
-	sha256        bool // the answer gets MESSAGE-INTEGRITY-SHA256
+	sha256        bool          // the answer gets MESSAGE-INTEGRITY-SHA256
+	access        SealedToken   // that came with the request; nil: none
+	tokenLeft     time.Duration // what the token that proves it still grants, in whole seconds; 0: no bound
 	fingerprint   bool
 	software      string
 

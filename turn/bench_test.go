@@ -33,7 +33,7 @@ func BenchmarkAdmit(b *testing.B) {
 			frame := tt.who.signed(g, now, stun.MethodChannelBind, txid(1), []stun.Setter{channel(0x4000), peer(peerA)})
 			b.ReportAllocs()
 			for b.Loop() {
-				_, reply, err := g.Admit(tt.who.FiveTuple, frame, now)
+				_, reply, err := g.Admit(tt.who.FiveTuple, frame, nil, now)
 				if err != nil || (reply == nil) != (tt.code == 0) {
 					b.Fatal(reply, err)
 				}
@@ -46,7 +46,7 @@ func BenchmarkAdmit(b *testing.B) {
 		dst := make([]byte, 0, 1500)
 		b.ReportAllocs()
 		for b.Loop() {
-			_, reply, _ := g.Admit(alice().FiveTuple, frame, now)
+			_, reply, _ := g.Admit(alice().FiveTuple, frame, nil, now)
 			dst = reply.Append(dst[:0])
 		}
 	})
@@ -57,7 +57,7 @@ func admitted(b *testing.B, client int, method stun.Method, attributes ...stun.S
 	b.Helper()
 	g, now := NewGate(testGateConfig()), at(0)
 	who := newCaller("alice", "wonderland", fmt.Sprintf("198.51.%d.%d:%d", 100+client>>16, client>>8&255, 1024+client&255))
-	q, reply, err := g.Admit(who.FiveTuple, who.signed(g, now, method, txid(1), attributes), now)
+	q, reply, err := g.Admit(who.FiveTuple, who.signed(g, now, method, txid(1), attributes), nil, now)
 	if q == nil {
 		b.Fatal(reply, err)
 	}

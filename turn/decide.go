@@ -1,6 +1,7 @@
 package turn
 
 import (
+	"bytes"
 	"net/netip"
 
 	"github.com/pion/stun/v3"
@@ -116,7 +117,11 @@ func refresh(r *Rules, q *Request, a *Allocation) Decision {
 	if !ends {
 		reply.lifetime = r.lifetime(q)
 	}
-	return Decision{Events: []Event{refreshes(q, a, reply.lifetime)}, Reply: reply}
+	events := []Event{refreshes(q, a, reply.lifetime)}
+	if !ends && q.access != nil && !bytes.Equal(q.access, a.Token) {
+		events = append(events, TokenAccepted{Allocation: a.ID, Tx: q.Tx, Token: q.access})
+	}
+	return Decision{Events: events, Reply: reply}
 }
 
 // refreshes is the event that gives a, or the one of its two relayed addresses that q

@@ -39,7 +39,7 @@ func (u User) Keyed(realm string) User {
 }
 
 // find yields the keys of a user of r. Whoever has a time-limited username is not looked up
-// where there are secrets: they prove it.
+// where there are secrets: they prove it. Nor is the id of a key of access tokens.
 func (g *Gate) find(r *realm, username string) (keys, Presence) {
 	if k, static := r.users[username]; static {
 		return k, Present
@@ -52,7 +52,7 @@ func (g *Gate) find(r *realm, username string) (keys, Presence) {
 }
 
 func (g *Gate) looksUp(username string) bool {
-	if g.Lookup == nil || username == "" || len(username) > MaxUsername {
+	if g.Lookup == nil || username == "" || len(username) > MaxUsername || g.tokens.keys[username] != nil {
 		return false
 	}
 	_, _, limited := timeLimited(username)

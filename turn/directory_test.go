@@ -66,7 +66,7 @@ func TestAdmitWithDirectory(t *testing.T) {
 			if tt.stale {
 				nonceAt = at(-2 * time.Hour)
 			}
-			q, reply, err := g.Admit(tt.who.FiveTuple, tt.who.signed(g, nonceAt, allocateMethod, txid(1), []stun.Setter{transport(17)}), at(0))
+			q, reply, err := g.Admit(tt.who.FiveTuple, tt.who.signed(g, nonceAt, allocateMethod, txid(1), []stun.Setter{transport(17)}), nil, at(0))
 			got := 0
 			var unasked *UnaskedError
 			switch {
@@ -113,7 +113,7 @@ func TestDirectoryAndOffer(t *testing.T) {
 			c.Lookup = d.look
 			g = NewGate(c)
 			who := newCaller("dora", "secret", "198.51.100.1:5000").with(algorithmSHA256, false)
-			q, _, err := g.Admit(who.FiveTuple, who.signed(g, at(0), allocateMethod, txid(1), []stun.Setter{transport(17)}), at(0))
+			q, _, err := g.Admit(who.FiveTuple, who.signed(g, at(0), allocateMethod, txid(1), []stun.Setter{transport(17)}), nil, at(0))
 			if err != nil || (q != nil) != tt.sha256 {
 				t.Errorf("a client with SHA-256: got %+v, %v", q, err)
 			}

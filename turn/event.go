@@ -30,6 +30,7 @@ const (
 	KindRelayedDeleted      Kind = 15
 	KindRelayedExpired      Kind = 16
 	KindFamilyRefused       Kind = 17
+	KindTokenAccepted       Kind = 18
 
 	KindUsageRecorded   Kind = 20
 	KindRefusalsCounted Kind = 21
@@ -177,6 +178,14 @@ type RelayedDeleted struct {
 type RelayedExpired struct {
 	Allocation AllocationID   `cbor:"1,keyasint"`
 	Relayed    netip.AddrPort `cbor:"2,keyasint"`
+}
+
+// TokenAccepted holds the access token by which the client of an allocation has proved who
+// it is since (RFC 7635). It is sealed as it came: its key is not in the log.
+type TokenAccepted struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Tx         TransactionID `cbor:"2,keyasint"`
+	Token      SealedToken   `cbor:"3,keyasint"`
 }
 
 // FamilyRefused says that the allocation created with it lacks one of the two address
@@ -342,6 +351,7 @@ func (ReservationRevoked) Kind() Kind  { return KindReservationRevoked }
 func (RelayedRefreshed) Kind() Kind    { return KindRelayedRefreshed }
 func (RelayedDeleted) Kind() Kind      { return KindRelayedDeleted }
 func (RelayedExpired) Kind() Kind      { return KindRelayedExpired }
+func (TokenAccepted) Kind() Kind       { return KindTokenAccepted }
 func (FamilyRefused) Kind() Kind       { return KindFamilyRefused }
 func (UsageRecorded) Kind() Kind       { return KindUsageRecorded }
 func (RefusalsCounted) Kind() Kind     { return KindRefusalsCounted }

@@ -63,6 +63,8 @@ type caller struct {
 	algorithm      algorithm
 	anonymous      bool   // sends USERHASH
 	realm          string // empty: testRealm
+	mac            []byte // of an access token, whose key's id user is
+	token          SealedToken
 }
 
 func newCaller(user, password, address string) *caller {
@@ -100,7 +102,12 @@ func (c *caller) realmName() string {
 }
 
 func (c *caller) key() stun.Setter {
-	if c.algorithm == 0 {
+	switch {
+	case c.mac != nil && c.algorithm == 0:
+		return stun.MessageIntegrity(c.mac)
+	case c.mac != nil:
+		return integrity256(c.mac)
+	case c.algorithm == 0:
 		return stun.NewLongTermIntegrity(c.user, c.realmName(), c.password)
 	}
 	text := []byte(c.user + ":" + c.realmName() + ":" + c.password)
@@ -135,8 +142,11 @@ func (c *caller) name() stun.Setter {
 }
 
 // credential is the attributes a credential is made of.
-func (c *caller) credential(nonce string) []stun.Setter {
+func (c *caller) credential(nonce string) (all []stun.Setter) {
 	list := []stun.Setter{c.name(), stun.NewRealm(c.realmName()), stun.NewNonce(nonce)}
+	if c.token != nil {
+		defer func() { all = append(all, set(attrAccessToken, c.token...)) }()
+	}
 	if c.algorithm == 0 {
 		return list
 	}
@@ -288,7 +298,11 @@ func (c *core) do(who *caller, method stun.Method, attributes ...stun.Setter) *a
 // send sends a frame from who and yields the answer, nil for none.
 func (c *core) send(who *caller, frame []byte) *answerSeen {
 	c.Helper()
-	q, reply, err := c.gate.Admit(who.FiveTuple, frame, c.now)
+	var held SealedToken
+	if a := c.state.ByFiveTuple(who.FiveTuple); a != nil {
+		held = a.Token
+	}
+	q, reply, err := c.gate.Admit(who.FiveTuple, frame, held, c.now)
 	if err != nil {
 		return nil
 	}

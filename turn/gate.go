@@ -27,6 +27,8 @@ type GateConfig struct {
 	Users           []User
 	Realms          []RealmConfig // further ones
 	Secrets         [][]byte      // of TURN REST; several, so that they can be rotated
+	TokenKeys       []TokenKey
+	TokenServer     string // name of this server for authorization servers, told where there are TokenKeys
 	NonceKey        [32]byte
 	NonceLifetime   time.Duration
 	CredentialGrace time.Duration // how long past its expiry a time-limited credential may refresh; <0: without end
@@ -39,12 +41,13 @@ type GateConfig struct {
 type Gate struct {
 	GateConfig
 	realms realms
+	tokens tokens
 	macs   sync.Pool // of nonceHash
 }
 
 // NewGate makes a Gate; the slices in c belong to it from then on.
 func NewGate(c GateConfig) *Gate {
-	g := &Gate{GateConfig: c, realms: newRealms(&c)}
+	g := &Gate{GateConfig: c, realms: newRealms(&c), tokens: newTokens(&c)}
 	g.macs.New = func() any { return &nonceHash{Hash: hmac.New(sha256.New, c.NonceKey[:])} }
 	return g
 }
@@ -60,7 +63,9 @@ var ErrDrop = errors.New("no answer is due")
 // The order is RFC 8489 section 9.2.4's: no MESSAGE-INTEGRITY of either kind is 401, without the
 // rest of a credential 400, another choice of algorithm than was offered 400, a wrong user or password
 // 401, a nonce not ours 438; only then 420, so that nobody unauthenticated learns what is supported.
-func (g *Gate) Admit(t FiveTuple, frame []byte, m Moment) (*Request, *Reply, error) {
+//
+// Held is the access token of the allocation of t, nil where it has none.
+func (g *Gate) Admit(t FiveTuple, frame []byte, held SealedToken, m Moment) (*Request, *Reply, error) {
 	msg := messages.Get().(*stun.Message)
 	defer messages.Put(msg)
 	if !decodeRequest(msg, frame) {
@@ -72,14 +77,14 @@ func (g *Gate) Admit(t FiveTuple, frame []byte, m Moment) (*Request, *Reply, err
 	}
 	list, p := proven(msg)
 	r := g.realms.of(t, list)
-	switch code := g.authenticate(q, r, msg, list, p, m); code {
+	switch code := g.authenticate(q, r, msg, list, p, held, m); code {
 	case 0:
 	case codeUnasked:
 		return nil, nil, &UnaskedError{q.Realm, q.Username}
 	default:
 		return nil, g.refuse(q, r, code, m), nil
 	}
-	if u := unknown(list); len(u) > 0 {
+	if u := unknown(list, g.tokens.keys != nil); len(u) > 0 {
 		reply := q.reply(CodeUnknownAttribute)
 		reply.unknown = u
 		return nil, reply, nil
@@ -129,7 +134,7 @@ func (g *Gate) binding(q *Request, msg *stun.Message) *Reply {
 	}
 	r := q.reply(0)
 	r.Unauthenticated = true
-	if u := unknown(left); len(u) > 0 {
+	if u := unknown(left, true); len(u) > 0 {
 		r.Code, r.unknown = CodeUnknownAttribute, u
 		return r
 	}
@@ -146,6 +151,9 @@ func (g *Gate) refuse(q *Request, r *realm, code int, m Moment) *Reply {
 	if code != CodeBadRequest {
 		reply.realm, reply.nonce, reply.algorithms = r.name, g.nonceFor(r, q.FiveTuple.Client, m), offers[r.offer]
 	}
+	if code == CodeUnauthenticated {
+		reply.thirdParty = g.tokens.server
+	}
 	return reply
 }
 
@@ -153,6 +161,7 @@ func (g *Gate) refuse(q *Request, r *realm, code int, m Moment) *Reply {
 type credential struct {
 	name, hash, realm, nonce []byte
 	algorithm, algorithms    []byte
+	token                    []byte
 }
 
 // credentialOf finds the credential in list; the first of duplicates counts.
@@ -176,6 +185,8 @@ func credentialOf(list stun.Attributes) (c credential) {
 			first(&c.algorithm, list[i].Value)
 		case stun.AttrPasswordAlgorithms:
 			first(&c.algorithms, list[i].Value)
+		case attrAccessToken:
+			first(&c.token, list[i].Value)
 		}
 	}
 	return c
@@ -211,7 +222,7 @@ func (r *realm) algorithm(c *credential) (algorithm, bool) {
 }
 
 // authenticate proves who sent msg and fills q's name and key, or says with what code to refuse.
-func (g *Gate) authenticate(q *Request, r *realm, msg *stun.Message, list stun.Attributes, p proof, m Moment) int {
+func (g *Gate) authenticate(q *Request, r *realm, msg *stun.Message, list stun.Attributes, p proof, held SealedToken, m Moment) int {
 	if p.kind == 0 {
 		return CodeUnauthenticated
 	}
@@ -227,6 +238,9 @@ func (g *Gate) authenticate(q *Request, r *realm, msg *stun.Message, list stun.A
 	q.Username, q.Realm, q.sha256 = string(bareName(c.name)), r.name, c.negotiates()
 	if c.hash != nil {
 		q.Username = r.names[[sha256.Size]byte(c.hash)]
+	}
+	if token := g.tokens.presented(&c, q.Username, held); token != nil {
+		return g.authorize(q, msg, p, token, c.token != nil, m)
 	}
 	if g.Lookup != nil && !q.nonceReturned {
 		return CodeStaleNonce // before names are looked up, so that all look alike
@@ -271,6 +285,31 @@ func (g *Gate) verify(r *realm, msg *stun.Message, p proof, a algorithm, usernam
 	return proved
 }
 
+// TakesTokens says whether there are keys of access tokens: only then is what Admit is told of one of use.
+func (g *Gate) TakesTokens() bool { return g.tokens.keys != nil }
+
+// authorize fills in the key of q that token gives, or says with what code to refuse: the token
+// has to open, prove msg and be good at m (RFC 7635 section 7).
+func (g *Gate) authorize(q *Request, msg *stun.Message, p proof, token SealedToken, shown bool, m Moment) int {
+	t, err := g.tokens.open(q.Username, token)
+	key := t.Key
+	if err != nil {
+		key = g.NonceKey[:] // nobody has that
+	}
+	left := t.left(m.WallTime()).Truncate(time.Second)
+	switch proved := p.holds(msg, key); {
+	case !proved, err != nil, left <= 0:
+		return CodeUnauthenticated
+	case !q.nonceReturned:
+		return CodeStaleNonce
+	}
+	q.key, q.tokenLeft = t.Key, left
+	if shown {
+		q.access = token
+	}
+	return 0
+}
+
 // current says whether the time-limited credential of q may still do what q asks. Its expiry ends new
 // allocations, and after the grace everything but giving up what it holds.
 func (g *Gate) current(q *Request, m Moment) bool {
@@ -290,7 +329,7 @@ func (g *Gate) current(q *Request, m Moment) bool {
 // was no time-limited credential, but that of a static user who is gone. One that a
 // directory may have lives on until that has been asked.
 func (g *Gate) Knows(realm, username string, created Moment) bool {
-	if _, presence := g.find(g.realms.named(realm), username); presence != Absent {
+	if _, presence := g.find(g.realms.named(realm), username); presence != Absent || g.tokens.keys[username] != nil {
 		return true
 	}
 	expiry, _, limited := timeLimited(username)

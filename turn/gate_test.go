@@ -67,7 +67,7 @@ func TestAdmitOrder(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			frame := plain(allocateMethod, tx, tt.attributes...)
-			q, reply, err := g.Admit(a.FiveTuple, frame, now)
+			q, reply, err := g.Admit(a.FiveTuple, frame, nil, now)
 			if err != nil {
 				t.Fatalf("got %v, want code %d", err, tt.code)
 			}
@@ -149,7 +149,7 @@ func TestAdmitDrops(t *testing.T) {
 		{"ChannelData", []byte{0x40, 0, 0, 0}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if q, reply, err := g.Admit(a.FiveTuple, tt.frame, now); !errors.Is(err, ErrDrop) || q != nil || reply != nil {
+			if q, reply, err := g.Admit(a.FiveTuple, tt.frame, nil, now); !errors.Is(err, ErrDrop) || q != nil || reply != nil {
 				t.Errorf("got %v, %v, %v, want ErrDrop", q, reply, err)
 			}
 		})
@@ -242,7 +242,7 @@ func TestUnknownUserAndWrongPasswordLookAlike(t *testing.T) {
 		newCaller(limited, TimeLimitedPassword([]byte("north"), limited), address).with(algorithmSHA256, true),
 		over.with(algorithmSHA256, false),
 	} {
-		_, reply, err := g.Admit(c.FiveTuple, c.signed(g, now, allocateMethod, txid(1), nil), now)
+		_, reply, err := g.Admit(c.FiveTuple, c.signed(g, now, allocateMethod, txid(1), nil), nil, now)
 		if err != nil || reply == nil {
 			t.Fatalf("%q: got %v, %v, want a refusal", c.user, reply, err)
 		}
@@ -291,7 +291,7 @@ func TestRefusalsTakeTheSameWork(t *testing.T) {
 			for i, user := range tt.users {
 				c := of(newCaller(user, "a wrong one", "198.51.100.1:5000"))
 				frame := c.signed(g, now, allocateMethod, txid(1), nil)
-				work[i] = testing.AllocsPerRun(200, func() { _, _, _ = g.Admit(c.FiveTuple, frame, now) })
+				work[i] = testing.AllocsPerRun(200, func() { _, _, _ = g.Admit(c.FiveTuple, frame, nil, now) })
 			}
 			const pool = 3 // of messages: it keeps or drops one by chance; a MAC makes more than ten
 			if math.Abs(work[0]-work[1]) > pool || work[0] < 5 {
@@ -313,7 +313,7 @@ func BenchmarkRefusal(b *testing.B) {
 				frame := c.signed(g, now, allocateMethod, txid(1), nil)
 				b.Run(name+"/"+modernity+[]string{"/known", "/unknown"}[i], func(b *testing.B) {
 					for b.Loop() {
-						_, _, _ = g.Admit(c.FiveTuple, frame, now)
+						_, _, _ = g.Admit(c.FiveTuple, frame, nil, now)
 					}
 				})
 			}
@@ -349,7 +349,7 @@ func TestTimeLimitedCredentials(t *testing.T) {
 			config := testGateConfig()
 			config.CredentialGrace = tt.grace
 			g := NewGate(config)
-			q, reply, err := g.Admit(tt.who.FiveTuple, tt.who.signed(g, tt.at, tt.method, txid(1), nil), tt.at)
+			q, reply, err := g.Admit(tt.who.FiveTuple, tt.who.signed(g, tt.at, tt.method, txid(1), nil), nil, tt.at)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -371,11 +371,11 @@ func TestStaticUserWithTimeLikeName(t *testing.T) {
 			config.Users = append(config.Users, User{Name: name, Password: "p"})
 			g, now := NewGate(config), at(0)
 			who := newCaller(name, "p", "198.51.100.9:5000")
-			if q, reply, err := g.Admit(who.FiveTuple, who.signed(g, now, allocateMethod, txid(1), nil), now); q == nil {
+			if q, reply, err := g.Admit(who.FiveTuple, who.signed(g, now, allocateMethod, txid(1), nil), nil, now); q == nil {
 				t.Errorf("got %v, %v, want the static user admitted whatever its name says", reply, err)
 			}
 			minted := newCaller(name, TimeLimitedPassword([]byte("north"), name), "198.51.100.9:5000")
-			if q, _, _ := g.Admit(minted.FiveTuple, minted.signed(g, now, stun.MethodRefresh, txid(1), nil), now); q != nil {
+			if q, _, _ := g.Admit(minted.FiveTuple, minted.signed(g, now, stun.MethodRefresh, txid(1), nil), nil, now); q != nil {
 				t.Error("a minted password opens the account of a static user")
 			}
 			if without := NewGate(testGateConfig()); without.Knows(testRealm, name, now) {

@@ -37,6 +37,7 @@ type AllocationImage struct {
 	Channels    []Channel        `cbor:"10,keyasint"`
 	Usage       []Usage          `cbor:"11,keyasint"`
 	Until       []Deadline       `cbor:"12,keyasint,omitempty"`
+	Token       SealedToken      `cbor:"13,keyasint,omitempty"`
 }
 
 // AnswerImage is a recent answer in an Image.
@@ -64,7 +65,7 @@ func (s *State) Image() Image {
 	for a := range s.Allocations() {
 		im.Allocations = append(im.Allocations, AllocationImage{
 			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
-			Username: a.Username, Realm: a.Realm, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
+			Username: a.Username, Realm: a.Realm, Token: a.Token, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
 			Permissions: orNil(a.Permissions), Channels: orNil(a.Channels), Usage: orNil(a.Usage),
 		})
 	}
@@ -110,7 +111,7 @@ func FromImage(im Image) (*State, error) {
 		}
 		made := &Allocation{
 			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
-			Username: a.Username, Realm: a.Realm, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
+			Username: a.Username, Realm: a.Realm, Token: a.Token, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
 			Permissions: a.Permissions, Channels: a.Channels, Usage: a.Usage,
 		}
 		if !made.paired() {

@@ -23,7 +23,8 @@ func FuzzLaws(f *testing.F) {
 }
 
 func laws(t *rapid.T) {
-	w := &world{core: newCore(t), t: t, callers: worldCallers()}
+	w := &world{core: newCore(t), t: t, callers: worldCallers(t)}
+	w.gate = NewGate(tokenConfig())
 	w.lazy = rapid.Bool().Draw(t, "lazy")
 	w.rules.MaxPerOwner, w.rules.MaxAllocations = 3, 6
 	w.rules.FirstPort, w.rules.LastPort = 50_000, 50_007
@@ -55,14 +56,16 @@ type world struct {
 	fed     int                // records the twins have had
 }
 
-func worldCallers() []*caller {
+func worldCallers(t tb) []*caller {
 	v6 := newCaller("alice", "wonderland", "[2001:db8:5::1]:5000")
 	v6.Server = addrPort("[2001:db8::1]:3478")
+	holder := tokenCaller(t, at(0), 2*time.Hour, "198.51.100.4:5000")
 	return []*caller{
-		alice(), bob(), v6, newCaller("bob", "builder", alice().Client.String()),
+		alice(), bob().with(algorithmSHA256, true), v6, newCaller("bob", "builder", alice().Client.String()),
 		newCaller("alice", "wonderland", "198.51.100.1:5001"),
 		timeLimitedCaller("carol", "north", at(2*time.Hour), "198.51.100.3:5000"),
 		timeLimitedCaller("carol", "south", at(9*time.Hour), "198.51.100.3:5001"),
+		holder, holder.without(), tokenCaller(t, at(0), 9*time.Hour, "198.51.100.4:5000").with(algorithmSHA256, false),
 	}
 }
 
@@ -194,12 +197,15 @@ func (w *world) restart() {
 }
 
 func (w *world) reconfigure() {
-	config := testGateConfig()
+	config := tokenConfig()
 	if rapid.Bool().Draw(w.t, "without alice") {
 		config.Users = config.Users[1:]
 	}
 	if rapid.Bool().Draw(w.t, "without secrets") {
 		config.Secrets = nil
+	}
+	if rapid.Bool().Draw(w.t, "key gone") {
+		config.TokenKeys = config.TokenKeys[1:]
 	}
 	w.gate = NewGate(config)
 	w.rules.Policy = Policy{}
@@ -499,6 +505,9 @@ func TestFoldRefuses(t *testing.T) {
 		{"EndOfTheOnlyAddress", RelayedDeleted{Allocation: 1, Relayed: made.Relayed[0]}, false},
 		{"ExpiryOfTheOnlyAddress", RelayedExpired{Allocation: 1, Relayed: made.Relayed[0]}, false},
 		{"ExpiryOfAnothersAddress", RelayedExpired{Allocation: 1, Relayed: addrPort("192.0.2.1:50001")}, false},
+		{"TokenOfNone", TokenAccepted{Allocation: 2, Token: SealedToken{1}}, false},
+		{"TokenThatIsNone", TokenAccepted{Allocation: 1}, false},
+		{"Token", TokenAccepted{Allocation: 1, Token: SealedToken{1}}, true},
 		{"FamilyOfNone", FamilyRefused{Allocation: 2, Family: 2, Code: 508}, false},
 		{"AnotherReservation", ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50003"), Token: ReservationToken{2}, Lifetime: 30}, true},
 		{"SameToken", ReservationMade{Allocation: 1, Relayed: addrPort("192.0.2.1:50003"), Token: ReservationToken{1}, Lifetime: 30}, false},

@@ -38,8 +38,8 @@ type realm struct {
 //
 // SHA-256 is offered where everybody can use it: a client takes the first
 // algorithm that it knows before anybody knows who it is. Anonymity is offered where the
-// users are all known, for then clients must use it, and a time-limited username or one of a
-// directory is in no table.
+// users are all known, for then clients must use it, and a time-limited username, one of a
+// directory or the id of a key is in no table.
 func newRealm(c *GateConfig, name string, users []User) *realm {
 	r := &realm{name: name, users: map[string]keys{}, names: map[[sha256.Size]byte]string{}}
 	for _, u := range users {
@@ -55,7 +55,7 @@ func newRealm(c *GateConfig, name string, users []User) *realm {
 		r.offer = offerMD5
 	}
 	features := byte(featureAlgorithms)
-	if len(c.Secrets) == 0 && c.Lookup == nil {
+	if len(c.Secrets) == 0 && len(c.TokenKeys) == 0 && c.Lookup == nil {
 		features |= featureAnonymity
 	}
 	r.cookie = cookie(features)

@@ -26,6 +26,7 @@ type Reply struct {
 	realm       string // with nonce, on 401 and 438
 	nonce       string
 	algorithms  []byte // with nonce
+	thirdParty  string // name of this server for an authorization server, on 401
 	unknown     []stun.AttrType
 	software    string
 	key         []byte // nil: no MESSAGE-INTEGRITY of either kind
@@ -83,6 +84,9 @@ func (r *Reply) addAttributes(m *stun.Message) {
 		m.Add(stun.AttrRealm, []byte(r.realm))
 		m.Add(stun.AttrNonce, []byte(r.nonce))
 		m.Add(stun.AttrPasswordAlgorithms, r.algorithms)
+	}
+	if r.thirdParty != "" {
+		m.Add(attrThirdPartyAuthorization, []byte(r.thirdParty))
 	}
 	for _, a := range r.relayed {
 		addXOR(m, stun.AttrXORRelayedAddress, a)

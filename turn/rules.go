@@ -126,11 +126,15 @@ func (r *Rules) realm(name string) string {
 }
 
 // lifetime is what a client that asks for q's LIFETIME gets (RFC 8656 section
-// 7.2): what it asks for within the cap, and never less than the default.
+// 7.2): what it asks for within the cap, and never less than the default; with an
+// access token no more than that grants (RFC 7635 section 9).
 func (r *Rules) lifetime(q *Request) uint32 {
 	seconds := uint32(r.DefaultLifetime / time.Second)
 	if q.hasLifetime {
 		seconds = max(seconds, min(q.lifetime, uint32(r.MaxLifetime/time.Second)))
+	}
+	if q.tokenLeft > 0 {
+		seconds = uint32(min(time.Duration(seconds), q.tokenLeft/time.Second))
 	}
 	return seconds
 }

@@ -128,6 +128,7 @@ type Allocation struct {
 	Transport   uint8
 	Username    string
 	Realm       string
+	Token       SealedToken // that its client proved itself by, nil for none
 	Created     Moment
 	Deadline    Deadline     // of all of it: the last of Until, where there are two
 	Until       []Deadline   // of each relayed address, where there are two

@@ -38,7 +38,7 @@ func unhexTest(s string) []byte {
 // TestRFC5769Request is section 2.1: an ICE check, which a relay answers as a Binding.
 func TestRFC5769Request(t *testing.T) {
 	g, from := NewGate(testGateConfig()), alice().FiveTuple
-	_, reply, err := g.Admit(from, sampleRequest, at(0))
+	_, reply, err := g.Admit(from, sampleRequest, nil, at(0))
 	if err != nil || reply.Code != 0 {
 		t.Fatalf("got %v, %v, want a success", reply, err)
 	}
@@ -58,7 +58,7 @@ func TestRFC5769Request(t *testing.T) {
 		}
 		tampered := append([]byte(nil), sampleRequest...)
 		tampered[i] ^= 1
-		if _, reply, err := g.Admit(from, tampered, at(0)); err == nil {
+		if _, reply, err := g.Admit(from, tampered, nil, at(0)); err == nil {
 			t.Errorf("byte %d changed: got %v, want it dropped for its FINGERPRINT", i, reply)
 		}
 	}

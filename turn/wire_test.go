@@ -361,7 +361,7 @@ func FuzzAdmit(f *testing.F) {
 			frame = alice().signed(g, c.now, method, txid(9), []stun.Setter{attributesOf(b)})
 		}
 		before := bytes.Clone(frame)
-		q, reply, err := c.gate.Admit(alice().FiveTuple, frame, c.now)
+		q, reply, err := c.gate.Admit(alice().FiveTuple, frame, nil, c.now)
 		if !bytes.Equal(frame, before) {
 			t.Fatal("the frame was changed")
 		}

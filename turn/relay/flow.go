@@ -21,7 +21,8 @@ type flow struct {
 	probes   atomic.Bool // its client has sent with DONT-FRAGMENT
 	gone     atomic.Bool // the allocation has ended; caches must not use it
 	grants   atomic.Pointer[grants]
-	meters   [2]atomic.Pointer[uint64] // by direction: words of its own, or those a datapath shares
+	token    atomic.Pointer[turn.SealedToken] // that the client proved itself by, nil for none
+	meters   [2]atomic.Pointer[uint64]        // by direction: words of its own, or those a datapath shares
 	own      [2]uint64
 	lent     uint32 // what is to be given back for them, 0 for nothing
 
@@ -196,11 +197,23 @@ func (f *flow) changedUsage() (events []turn.Event) {
 	return events
 }
 
+// held is the access token of f, which may be nil and may have none.
+func (f *flow) held() turn.SealedToken {
+	if f == nil {
+		return nil
+	}
+	if t := f.token.Load(); t != nil {
+		return *t
+	}
+	return nil
+}
+
 // assume makes the grants of f those of a.
 func (f *flow) assume(a *turn.Allocation) {
 	for _, r := range f.sockets {
 		f.prolong(int64(a.DeadlineFor(r.address.Addr()).Uptime), r.address)
 	}
+	f.token.Store(&a.Token)
 	before := f.grants.Load()
 	for _, b := range before.byNumber {
 		if c := a.Channel(b.number); c == nil || c.Peer != b.peer {

@@ -109,6 +109,8 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 			on(e.Allocation, func(f *flow) { final = append(final, f.endChannel(e.Channel)...) })
 		case turn.ChannelRevoked:
 			on(e.Allocation, func(f *flow) { final = append(final, f.endChannel(e.Channel)...) })
+		case turn.TokenAccepted:
+			on(e.Allocation, func(f *flow) { f.token.Store(&e.Token) })
 		case turn.RelayedRefreshed:
 			on(e.Allocation, func(f *flow) { f.prolong(end(time.Duration(e.Lifetime)*time.Second), e.Relayed) })
 		case turn.RelayedDeleted:

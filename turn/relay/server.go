@@ -370,7 +370,11 @@ func (s *Server) admit(l *listener, shard int, client netip.AddrPort, frame []by
 // nothing: it is no request, or waits for a directory.
 func (s *Server) judge(o origin) (*turn.Request, *turn.Gate, *turn.Reply) {
 	gate := s.gate.Load()
-	q, reply, err := gate.Admit(o.listener.fiveTuple(o.client), o.frame, s.clock())
+	var held turn.SealedToken
+	if gate.TakesTokens() {
+		held = o.listener.flows.get(o.client).held()
+	}
+	q, reply, err := gate.Admit(o.listener.fiveTuple(o.client), o.frame, held, s.clock())
 	if err != nil {
 		s.wait(o, err)
 		return nil, nil, nil

@@ -34,20 +34,22 @@ type Config struct {
 
 // Auth says who may use the relay.
 type Auth struct {
-	Users           []string `toml:"users" flag:"user" arg:"NAME:PASSWORD" env:"USERS" secret:"true" doc:"Long-term credentials, NAME:PASSWORD, or NAME:0xKEY with a key in hex: the MD5 one (32 digits), the SHA-256 one (64), or both in this order (96). While one user has an MD5 key alone, SHA-256 is offered to nobody. With neither users nor secrets, a demo credential is made and printed."`
-	Realms          []string `toml:"realms" flag:"auth-realm" arg:"NAME=FROM..." env:"AUTH_REALMS" doc:"Further realms, each with users of its own: NAME=FROM, where FROM is a list, separated by spaces, of origins (https://app.example.org, as clients say them in ORIGIN) and of listeners as listen has them. What comes by a listener of a realm is for that realm alone."`
-	RealmUsers      []string `toml:"realm-users" flag:"realm-user" arg:"REALM/NAME:PASSWORD" env:"REALM_USERS" secret:"true" doc:"Long-term credentials in further realms: the realm, a slash, and what users would have."`
-	Secrets         []string `toml:"secrets" flag:"auth-secret" arg:"SECRET" env:"AUTH_SECRETS" secret:"true" doc:"Secrets of time-limited credentials (TURN REST). Several, so that one can be rotated in before the other goes."`
-	NonceLifetime   Duration `toml:"nonce-lifetime" flag:"nonce-lifetime" arg:"DURATION" env:"NONCE_LIFETIME" doc:"For how long a nonce is good."`
-	CredentialGrace Duration `toml:"credential-grace" flag:"credential-grace" arg:"DURATION" env:"CREDENTIAL_GRACE" doc:"For how long past its expiry a time-limited credential may still refresh what it holds; unlimited for as long as it likes."`
-	UsersFile       string   `toml:"users-file" flag:"users-file" arg:"PATH" env:"USERS_FILE" doc:"File of users with their keys, mode 0600, which turnstone user add and remove change. It is read again within two seconds of a change; while it is wrong, the users before are in force."`
-	HTTPURL         string   `toml:"http-url" flag:"auth-http-url" arg:"URL" env:"AUTH_HTTP_URL" doc:"Hook that is asked for users whom nothing else here names, once they come: see docs/authentication.md. Where it says nothing, nobody is let in."`
-	HTTPToken       string   `toml:"http-token" flag:"auth-http-token" arg:"TOKEN" env:"AUTH_HTTP_TOKEN" secret:"true" doc:"Bearer token that goes to the hook with each question."`
-	HTTPTimeout     Duration `toml:"http-timeout" flag:"auth-http-timeout" arg:"DURATION" env:"AUTH_HTTP_TIMEOUT" doc:"For how long an answer of the hook is waited for."`
-	HTTPCache       Duration `toml:"http-cache" flag:"auth-http-cache" arg:"DURATION" env:"AUTH_HTTP_CACHE" doc:"For how long the keys of a user are kept, if the hook does not say less."`
-	HTTPFresh       Duration `toml:"http-fresh" flag:"auth-http-fresh" arg:"DURATION" env:"AUTH_HTTP_FRESH" doc:"For how long the hook is not asked again after it said that there is no such user, or for a user who then proves nothing."`
-	HTTPRate        int      `toml:"http-rate" flag:"auth-http-rate" arg:"N" env:"AUTH_HTTP_RATE" doc:"Questions to the hook a second, in all."`
-	HTTPKeys        string   `toml:"http-keys" flag:"auth-http-keys" arg:"NAME" env:"AUTH_HTTP_KEYS" doc:"What the hook knows of every user: md5, or sha256 where it is the password or the SHA-256 key, so that clients may be offered SHA-256."`
+	Users             []string `toml:"users" flag:"user" arg:"NAME:PASSWORD" env:"USERS" secret:"true" doc:"Long-term credentials, NAME:PASSWORD, or NAME:0xKEY with a key in hex: the MD5 one (32 digits), the SHA-256 one (64), or both in this order (96). While one user has an MD5 key alone, SHA-256 is offered to nobody. With neither users nor secrets, a demo credential is made and printed."`
+	Realms            []string `toml:"realms" flag:"auth-realm" arg:"NAME=FROM..." env:"AUTH_REALMS" doc:"Further realms, each with users of its own: NAME=FROM, where FROM is a list, separated by spaces, of origins (https://app.example.org, as clients say them in ORIGIN) and of listeners as listen has them. What comes by a listener of a realm is for that realm alone."`
+	RealmUsers        []string `toml:"realm-users" flag:"realm-user" arg:"REALM/NAME:PASSWORD" env:"REALM_USERS" secret:"true" doc:"Long-term credentials in further realms: the realm, a slash, and what users would have."`
+	Secrets           []string `toml:"secrets" flag:"auth-secret" arg:"SECRET" env:"AUTH_SECRETS" secret:"true" doc:"Secrets of time-limited credentials (TURN REST). Several, so that one can be rotated in before the other goes."`
+	AccessTokenKeys   []string `toml:"access-token-keys" flag:"access-token-key" arg:"KID:0xKEY" env:"ACCESS_TOKEN_KEYS" secret:"true" doc:"Keys shared with authorization servers, for access tokens of RFC 7635: the id that clients give as their username, and the key (AES-256-GCM, 64 hexadecimal digits). Several, so that they can be rotated."`
+	AccessTokenServer string   `toml:"access-token-server" flag:"access-token-server" arg:"NAME" env:"ACCESS_TOKEN_SERVER" doc:"Name of this relay for authorization servers, which access tokens are made for. Default: the realm."`
+	NonceLifetime     Duration `toml:"nonce-lifetime" flag:"nonce-lifetime" arg:"DURATION" env:"NONCE_LIFETIME" doc:"For how long a nonce is good."`
+	CredentialGrace   Duration `toml:"credential-grace" flag:"credential-grace" arg:"DURATION" env:"CREDENTIAL_GRACE" doc:"For how long past its expiry a time-limited credential may still refresh what it holds; unlimited for as long as it likes."`
+	UsersFile         string   `toml:"users-file" flag:"users-file" arg:"PATH" env:"USERS_FILE" doc:"File of users with their keys, mode 0600, which turnstone user add and remove change. It is read again within two seconds of a change; while it is wrong, the users before are in force."`
+	HTTPURL           string   `toml:"http-url" flag:"auth-http-url" arg:"URL" env:"AUTH_HTTP_URL" doc:"Hook that is asked for users whom nothing else here names, once they come: see docs/authentication.md. Where it says nothing, nobody is let in."`
+	HTTPToken         string   `toml:"http-token" flag:"auth-http-token" arg:"TOKEN" env:"AUTH_HTTP_TOKEN" secret:"true" doc:"Bearer token that goes to the hook with each question."`
+	HTTPTimeout       Duration `toml:"http-timeout" flag:"auth-http-timeout" arg:"DURATION" env:"AUTH_HTTP_TIMEOUT" doc:"For how long an answer of the hook is waited for."`
+	HTTPCache         Duration `toml:"http-cache" flag:"auth-http-cache" arg:"DURATION" env:"AUTH_HTTP_CACHE" doc:"For how long the keys of a user are kept, if the hook does not say less."`
+	HTTPFresh         Duration `toml:"http-fresh" flag:"auth-http-fresh" arg:"DURATION" env:"AUTH_HTTP_FRESH" doc:"For how long the hook is not asked again after it said that there is no such user, or for a user who then proves nothing."`
+	HTTPRate          int      `toml:"http-rate" flag:"auth-http-rate" arg:"N" env:"AUTH_HTTP_RATE" doc:"Questions to the hook a second, in all."`
+	HTTPKeys          string   `toml:"http-keys" flag:"auth-http-keys" arg:"NAME" env:"AUTH_HTTP_KEYS" doc:"What the hook knows of every user: md5, or sha256 where it is the password or the SHA-256 key, so that clients may be offered SHA-256."`
 }
 
 // Peers says who may be reached through the relay.

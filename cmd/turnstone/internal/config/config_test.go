@@ -209,6 +209,7 @@ func TestSecretsAreHidden(t *testing.T) {
 	c, other := Default(), Default()
 	c.Auth.HTTPToken, other.Auth.HTTPToken = "c4n4ry", "an0ther"
 	c.Auth.Users, c.Auth.Secrets, c.Auth.RealmUsers = []string{"alice:c4n4ry"}, []string{"c4n4ry"}, []string{"r/a:c4n4ry"}
+	c.Auth.AccessTokenKeys = []string{"k:c4n4ry"}
 	theirs := Settings(&other)
 	for i, s := range Settings(&c) {
 		b, err := s.MarshalJSON()

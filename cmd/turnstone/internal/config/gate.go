@@ -1,11 +1,14 @@
 package config
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"turnstone/turn"
 )
@@ -38,7 +41,47 @@ func (c *Config) gate(p *problems) turn.GateConfig {
 		}
 		g.Secrets = append(g.Secrets, []byte(s))
 	}
+	c.tokens(&g, p)
 	return g
+}
+
+// tokens puts what is needed for access tokens into g.
+func (c *Config) tokens(g *turn.GateConfig, p *problems) {
+	for i, s := range c.Auth.AccessTokenKeys {
+		k, err := tokenKey(s)
+		static := slices.ContainsFunc(g.Users, func(u turn.User) bool { return u.Name == k.ID })
+		if err == nil && (static || slices.ContainsFunc(g.TokenKeys, func(o turn.TokenKey) bool { return o.ID == k.ID })) {
+			err = fmt.Errorf("%q is the id of another key or the name of a user", k.ID)
+		}
+		if err != nil {
+			p.check("auth.access-token-keys", fmt.Errorf("entry %d: %w", i+1, err))
+			continue
+		}
+		g.TokenKeys = append(g.TokenKeys, k)
+	}
+	if len(c.Auth.AccessTokenKeys) == 0 {
+		return
+	}
+	g.TokenServer = cmp.Or(c.Auth.AccessTokenServer, g.Realm)
+	if len(g.TokenServer) > 255 || !utf8.ValidString(g.TokenServer) {
+		p.check("auth.access-token-server", errors.New("it is longer than 255 bytes or no UTF-8"))
+	}
+}
+
+// tokenKey reads KID:0xKEY. Its errors do not show the secret.
+func tokenKey(s string) (k turn.TokenKey, err error) {
+	id, digits, found := strings.Cut(s, ":")
+	if !found || id == "" || len(id) > turn.MaxUsername {
+		return k, errors.New("not of the form KID:0xKEY")
+	}
+	if k.ID, err = prepared("the id", id); err != nil {
+		return k, err
+	}
+	b, err := hex.DecodeString(strings.TrimPrefix(digits, "0x"))
+	if err != nil || copy(k.Key[:], b) != len(b) || len(b) != len(k.Key) {
+		return k, fmt.Errorf("the key of %q does not have 64 hexadecimal digits", id)
+	}
+	return k, nil
 }
 
 // realmName is the name of a realm, prepared.

@@ -107,7 +107,7 @@ func (c *Config) resolve(h host) (Resolved, error) {
 	r.static, r.staticRealms, r.digest = r.Gate.Users, r.Gate.Realms, r.Digest
 	p.check("auth.users-file", r.readUsers(h.users))
 	r.Hook, r.Gate.LookupSHA256 = c.hook(&p), c.Auth.HTTPKeys == "sha256"
-	r.Demo = len(r.Gate.Users) == 0 && len(r.Gate.Secrets) == 0 && len(c.Auth.RealmUsers) == 0 && r.UsersFile == "" && r.Hook.URL == ""
+	r.Demo = len(r.Gate.Users) == 0 && len(r.Gate.Secrets) == 0 && len(c.Auth.RealmUsers) == 0 && len(c.Auth.AccessTokenKeys) == 0 && r.UsersFile == "" && r.Hook.URL == ""
 	if r.Metrics == "off" {
 		r.Metrics = ""
 	}
@@ -188,7 +188,7 @@ func (c *Config) digest() [32]byte {
 	for _, s := range Settings(c) {
 		fmt.Fprintf(h, "%s=%s\n", s.Key, s)
 	}
-	for _, u := range slices.Concat(c.Auth.Users, c.Auth.RealmUsers) {
+	for _, u := range slices.Concat(c.Auth.Users, c.Auth.RealmUsers, c.Auth.AccessTokenKeys) {
 		name, _, _ := strings.Cut(u, ":")
 		fmt.Fprintf(h, "user %q\n", name)
 	}

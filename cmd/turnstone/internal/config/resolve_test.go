@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -85,6 +86,27 @@ func TestResolve(t *testing.T) {
 	}
 	if len(r.Gate.Users) != 3 || len(r.Gate.Users[1].Key) != 16 || r.Gate.Users[2].Password != "0xshort" || len(r.Gate.Secrets) != 2 {
 		t.Errorf("gate has users %d, secrets %d", len(r.Gate.Users), len(r.Gate.Secrets))
+	}
+}
+
+func TestResolveTokenKeys(t *testing.T) {
+	c := loopback()
+	c.Auth.AccessTokenKeys = []string{"one:0x" + strings.Repeat("0f", 32), "two:" + strings.Repeat("1e", 32)}
+	r, err := c.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []turn.TokenKey{{ID: "one", Key: [32]byte(bytes.Repeat([]byte{0x0F}, 32))}, {ID: "two", Key: [32]byte(bytes.Repeat([]byte{0x1E}, 32))}}
+	if !slices.Equal(r.Gate.TokenKeys, want) || r.Gate.TokenServer != c.Realm || r.Demo {
+		t.Errorf("got keys %v, server %q, demo %t", r.Gate.TokenKeys, r.Gate.TokenServer, r.Demo)
+	}
+	c.Auth.AccessTokenServer = "turn.example.org"
+	if r, err = c.Resolve(); err != nil || r.Gate.TokenServer != "turn.example.org" {
+		t.Errorf("got server %q, %v, want turn.example.org", r.Gate.TokenServer, err)
+	}
+	c.Auth.AccessTokenKeys = nil
+	if r, err = c.Resolve(); err != nil || r.Gate.TokenServer != "" {
+		t.Errorf("got server %q, %v without keys, want none", r.Gate.TokenServer, err)
 	}
 }
 
@@ -293,6 +315,18 @@ func TestResolveErrors(t *testing.T) {
 		"RealmUserNoRealm":  {func(c *Config) { c.Auth.RealmUsers = []string{"a/b:c4n4ry"} }, "auth.realm-users: entry 1: its realm is none of auth.realms"},
 		"RealmUserPassword": {func(c *Config) { c.Auth.RealmUsers = []string{"a/b"} }, "auth.realm-users: entry 1: not of the form NAME:PASSWORD"},
 		"PerRealmBelow":     {func(c *Config) { c.Limits.MaxAllocationsPerRealm = -1 }, "limits.max-allocations-per-realm: -1"},
+		"TokenKeyForm":      {func(c *Config) { c.Auth.AccessTokenKeys = []string{"c4n4ry"} }, "auth.access-token-keys: entry 1: not of the form KID:0xKEY"},
+		"TokenKeyShort":     {func(c *Config) { c.Auth.AccessTokenKeys = []string{"a:0xc4n4ry"} }, `the key of "a" does not have 64 hexadecimal digits`},
+		"TokenKeyLong":      {func(c *Config) { c.Auth.AccessTokenKeys = []string{"a:0x" + strings.Repeat("00", 33)} }, "auth.access-token-keys: entry 1: "},
+		"TokenKeyTwice": {func(c *Config) {
+			c.Auth.AccessTokenKeys = []string{"a:" + strings.Repeat("00", 32), "a:" + strings.Repeat("11", 32)}
+		}, `entry 2: "a" is the id of another key`},
+		"TokenKeyIsUser": {func(c *Config) {
+			c.Auth.Users, c.Auth.AccessTokenKeys = []string{"a:c4n4ry"}, []string{"a:" + strings.Repeat("00", 32)}
+		}, `entry 1: "a" is the id of another key or the name of a user`},
+		"TokenServerLong": {func(c *Config) {
+			c.Auth.AccessTokenKeys, c.Auth.AccessTokenServer = []string{"a:" + strings.Repeat("00", 32)}, long+long
+		}, "auth.access-token-server: "},
 		"SecretEmpty":       {func(c *Config) { c.Auth.Secrets = []string{"c4n4ry", ""} }, "auth.secrets: entry 2 is empty"},
 		"HookURL":           {func(c *Config) { c.Auth.HTTPURL = "c4n4ry" }, "auth.http-url: it is no URL like"},
 		"HookFTP":           {func(c *Config) { c.Auth.HTTPURL = "ftp://192.0.2.1/c4n4ry" }, "auth.http-url: it is no URL like"},
