@@ -42,7 +42,7 @@ func (n *network) removePins() error {
 		return err
 	}
 	return n.relay.do(func() error {
-		for began := time.Now(); time.Since(began) < giveUpAfter; time.Sleep(time.Millisecond) {
+		for began := time.Now(); time.Since(began) < 6*giveUpAfter; time.Sleep(time.Millisecond) {
 			links, err := netlink.LinkList()
 			if err != nil {
 				return err
