@@ -26,6 +26,10 @@ func advise(r config.Resolved) []advice {
 	reserved, _ := os.ReadFile(sysctl + "ip_local_reserved_ports")
 	out := advisePorts(r.Rules.FirstPort, r.Rules.LastPort, string(local), string(reserved))
 	out = append(out, adviseHook(r.Hook.URL)...)
+	if r.UsersElsewhere > 0 {
+		out = append(out, advice{zerolog.WarnLevel, fmt.Sprintf(
+			"%d users in %s are of realms that are neither realm nor in auth.realms: they cannot get in", r.UsersElsewhere, r.UsersFile)})
+	}
 	return append(out, adviseAddresses(r)...)
 }
 

@@ -41,12 +41,13 @@ type Resolved struct {
 	Level        zerolog.Level
 	LogFormat    string
 
-	Hook          Hook
-	UsersFile     string         // empty for none
-	UsersIdentity users.Identity // of the file that the users in Gate are from
-	static        []turn.User    // those of the configuration itself
-	staticRealms  []turn.RealmConfig
-	digest        [32]byte // without the file
+	Hook           Hook
+	UsersFile      string         // empty for none
+	UsersIdentity  users.Identity // of the file that the users in Gate are from
+	UsersElsewhere int            // users of the file whose realm is none here
+	static         []turn.User    // those of the configuration itself
+	staticRealms   []turn.RealmConfig
+	digest         [32]byte // without the file
 }
 
 // levels of the log.

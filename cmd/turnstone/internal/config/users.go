@@ -53,9 +53,11 @@ func (r *Resolved) readUsers(read func(path string) ([]users.User, error)) error
 		}
 	}
 	digest.Write(r.digest[:])
+	elsewhere := 0
 	for _, u := range list {
 		into := of[u.Realm]
 		if into == nil {
+			elsewhere++
 			continue
 		}
 		if taken[[2]string{u.Realm, u.Name}] {
@@ -64,7 +66,7 @@ func (r *Resolved) readUsers(read func(path string) ([]users.User, error)) error
 		*into = append(*into, u.Credential())
 		fmt.Fprintf(digest, "user %q of %q\n", u.Name, u.Realm)
 	}
-	r.Gate.Users, r.Gate.Realms = all, realms
+	r.Gate.Users, r.Gate.Realms, r.UsersElsewhere = all, realms, elsewhere
 	r.Digest, r.UsersIdentity = [32]byte(digest.Sum(nil)), identity
 	return nil
 }
