@@ -101,7 +101,7 @@ func (c carried) record(r recorder, base carried) {
 	}
 	r.add(name+": CPU of a packet", "ns", float64(own.tasks.Nanoseconds())/float64(c.received), nil)
 	r.add(name+": at a rate of", "k/s", float64(c.sent)/c.took.Seconds()/1000, nil)
-	r.add(name+": lost", "%", 100*float64(c.sent-c.received)/float64(c.sent), nil)
+	r.add(name+": lost", "%", 100*float64(max(c.sent-c.received, 0))/float64(c.sent), nil) // late ones of the trial before may be more
 }
 
 // sustain finds the highest rate of a size that is relayed without loss, and measures a little below.
