@@ -103,6 +103,8 @@ func TestMapping(t *testing.T) {
 		},
 		{"UsersBesideSecrets", "user=alice:a\nuse-auth-secret\nstatic-auth-secret=s", func(c *config.Config) { c.Auth.Secrets = []string{"s"} }, []Fate{Dropped, Anyway, Mapped}},
 		{"SecretsInADatabase", "use-auth-secret\nuserdb=/var/lib/turn/turndb", func(*config.Config) {}, []Fate{Dropped, Dropped}},
+		{"AccessTokens", "oauth\nserver-name=turn.example.org", func(c *config.Config) { c.Auth.AccessTokenServer = "turn.example.org" }, []Fate{Dropped, Mapped}},
+		{"ServerNameOfNothing", "server-name=turn.example.org", func(*config.Config) {}, []Fate{Dropped}},
 		{"Nonce", "stale-nonce", func(c *config.Config) { c.Auth.NonceLifetime = minutes(10) }, []Fate{Mapped}},
 		{"NonceOf", "stale-nonce=1800", func(c *config.Config) { c.Auth.NonceLifetime = minutes(30) }, []Fate{Mapped}},
 		{"NonceForEver", "stale-nonce=0", func(*config.Config) {}, []Fate{Dropped}},

@@ -103,6 +103,18 @@ func separator(_ *translation, e *entry) (verdict, error) {
 	return verdict{fate: Dropped, reason: fmt.Sprintf("the separator is a colon: have the application make EXPIRY:USER, not EXPIRY%.1sUSER", e.word())}, nil
 }
 
+// serverName is for access tokens, where they are on.
+func serverName(t *translation, e *entry) (verdict, error) {
+	if !t.on("oauth") {
+		return verdict{fate: Dropped, reason: "it is for access tokens (RFC 7635), and oauth is not on"}, nil
+	}
+	s, err := e.text()
+	if err != nil {
+		return verdict{}, err
+	}
+	return commented(t.set("auth.access-token-server", s, e), e), nil
+}
+
 // staleNonce takes a lifetime, 600 s where none is given.
 func staleNonce(t *translation, e *entry) (verdict, error) {
 	d, err := e.seconds(600)
