@@ -1,0 +1,99 @@
+package test
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/pion/stun/v3"
+)
+
+const attrAdditionalFamily stun.AttrType = 0x8000
+
+func ofFamily(kind stun.AttrType, family byte) stun.Setter {
+	return stun.RawAttribute{Type: kind, Value: []byte{family, 0, 0, 0}}
+}
+
+// TestKernelRelaysBothFamiliesOfOneAllocation has a channel to a peer of each, and then ends one family.
+func TestKernelRelaysBothFamiliesOfOneAllocation(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	c := newClient(t, l.clients, labClient4+":5001", labServer4+":3478")
+	c.must(c.request(stun.MethodAllocate, transport(), ofFamily(attrAdditionalFamily, 2)))
+	calls := [2]*talker{}
+	for i, at := range []string{labPeer4 + ":6001", "[" + labPeer6 + "]:6002"} {
+		go reflect(l.peer.listen(addr(at)))
+		calls[i] = &talker{client: c, channel: uint16(0x4001 + i), back: map[uint64]bool{}, arrived: make(chan struct{}, 1<<16)}
+		c.bind(calls[i].channel, addr(at))
+	}
+	c.onData(func(channel uint16, payload []byte) {
+		for _, call := range calls {
+			call.heard(channel, payload)
+		}
+	})
+	const guards, flows, n = 3, 4, 500 // guards of the listener and of both relayed addresses
+	d.offloaded(guards + flows)
+	before := d.kernel()
+	for _, call := range calls {
+		call.talk(n, func(i int) int { return 8 + i })
+	}
+	after := d.kernel()
+	for _, v := range []string{"to-peer", "to-client"} {
+		if got := after.packets(v) - before.packets(v); got != 2*n {
+			t.Errorf("the kernel relayed %d packets %s, want %d", got, v, 2*n)
+		}
+	}
+	c.must(c.request(stun.MethodRefresh, lifetime(0), ofFamily(attrRequestedFamily, 1)))
+	eventually(t, "the kernel carries the other family alone", func() error {
+		if st := d.kernel(); st.Flows != (guards+flows)-3 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	before = d.kernel()
+	calls[0].say(100)
+	calls[1].talk(n, func(i int) int { return 8 + i })
+	if got := d.kernel().packets("to-peer") - before.packets("to-peer"); got != n {
+		t.Errorf("the kernel relayed %d packets to peers, want the %d of the family that is left", got, n)
+	}
+	if got := calls[0].heardBack(); got != n {
+		t.Errorf("got %d payloads back of the family that has ended, want the %d from before", got, n)
+	}
+	d.wantSound()
+}
+
+// TestICMPErrorsOfWhatTheKernelRelayed has a peer's host say that nobody is there, of datagrams that never were in userspace.
+func TestICMPErrorsOfWhatTheKernelRelayed(t *testing.T) {
+	l := newLab(t)
+	d := l.start("--icmp-errors", "all")
+	c := newClient(t, l.clients, labClient4+":5001", labServer4+":3478")
+	told := make(chan *stun.Message, 64)
+	c.onIndication(func(m *stun.Message) {
+		select {
+		case told <- m:
+		default:
+		}
+	})
+	c.allocate()
+	c.bind(0x4001, addr(labPeer4+":6001"))
+	d.offloaded(3)
+	before := d.kernel().packets("to-peer")
+	var m *stun.Message
+	eventually(t, "the client is told", func() error {
+		c.sendChannel(0x4001, []byte("anybody there?"))
+		select {
+		case m = <-told:
+			return nil
+		default:
+			return errors.New("nothing yet")
+		}
+	})
+	if d.kernel().packets("to-peer") == before {
+		t.Error("the kernel relayed nothing to the peer")
+	}
+	v, err := m.Get(attrICMP)
+	if got, want := hex.EncodeToString(v), "0000060300000000"; err != nil || got != want {
+		t.Errorf("got ICMP %s, %v, want %s", got, err, want)
+	}
+}
