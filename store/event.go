@@ -99,6 +99,7 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindTokenAccepted:       decode[turn.TokenAccepted],
 	turn.KindUsageRecorded:       decode[turn.UsageRecorded],
 	turn.KindRefusalsCounted:     decode[turn.RefusalsCounted],
+	turn.KindClientRedirected:    decode[turn.ClientRedirected],
 	turn.KindEpochBegan:          decode[turn.EpochBegan],
 	turn.KindServerStarted:       decode[turn.ServerStarted],
 	turn.KindServerStopped:       decode[turn.ServerStopped],

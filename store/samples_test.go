@@ -79,6 +79,11 @@ var samples = []sample{
 	{"RelayedExpired", turn.RelayedExpired{Allocation: 2, Relayed: netip.AddrPortFrom(addr6, 49152)}},
 	{"FamilyRefused", turn.FamilyRefused{Allocation: 2, Tx: tx(2), Family: 2, Code: 508}},
 	{"TokenAccepted", turn.TokenAccepted{Allocation: 2, Tx: tx(3), Token: turn.SealedToken{0, 12, 1, 2, 3, 4, 5}}},
+	{"ClientRedirected", turn.ClientRedirected{
+		FiveTuple: turn.FiveTuple{Client: netip.AddrPortFrom(addr4, 5000), Server: netip.AddrPortFrom(addr4, 3478), Protocol: turn.UDP},
+		Tx:        tx(10), Username: "alice", Realm: "example.org",
+		Servers: []netip.AddrPort{netip.AddrPortFrom(addr4, 3478), netip.AddrPortFrom(addr6, 3478)},
+	}},
 	{"ReservationRevoked", turn.ReservationRevoked{Relayed: netip.AddrPortFrom(addr4, 49153), Reason: turn.ReasonUserRemoved}},
 }
 
@@ -197,6 +202,9 @@ func (t *traffic) event() turn.Event {
 		return turn.ServerStarted{Version: strings.Repeat("v", t.rng.IntN(40)), PID: t.rng.Uint32()}
 	case roll == 98:
 		return turn.ConfigChanged{Digest: digest(byte(t.rng.Uint32()))}
+	}
+	if t.rng.IntN(2) == 0 {
+		return turn.ClientRedirected{FiveTuple: a.FiveTuple, Tx: t.tx(), Username: a.Username, Servers: []netip.AddrPort{t.peer()}}
 	}
 	return turn.RefusalsCounted{Others: t.rng.Uint64N(100)}
 }

@@ -29,6 +29,9 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision 
 	if q.hasToken {
 		return redeem(s, r, q, m)
 	}
+	if d, ok := redirect(r, q); ok {
+		return d
+	}
 	ports := plans(s, r, q)
 	if len(ports) == 0 {
 		return q.refuse(CodeFamilyNotSupported)

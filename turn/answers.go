@@ -51,9 +51,20 @@ type answer struct {
 	until      Deadline
 	allocation AllocationID
 	lifetime   uint32
-	relayed    [2]packedAddr    // Allocate only, likewise below
+	addresses  [2]packedAddr    // Allocate only, likewise below: relayed, or those of other servers
 	token      ReservationToken // zero for none
 	lacks      lack
+}
+
+// list is the addresses that were given.
+func (a *answer) list() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, p := range a.addresses {
+		if one := p.unpack(); one.IsValid() {
+			out = append(out, one)
+		}
+	}
+	return out
 }
 
 // maxAnswers bounds what a flood of requests can have remembered. It is more than a

@@ -142,6 +142,8 @@ func (s *State) apply(e Event) error {
 			a.used(e)
 		}
 		return nil
+	case ClientRedirected:
+		return s.redirected(e)
 	case EpochBegan:
 		s.log, s.epoch = e.Log, e.Epoch
 		return nil
@@ -327,7 +329,7 @@ func (s *State) answer(a *Allocation, k Kind, tx TransactionID, lifetime uint32)
 	given := answer{allocation: a.ID, lifetime: lifetime}
 	if k == KindAllocationCreated {
 		for i, r := range a.Relayed {
-			given.relayed[i] = pack(r)
+			given.addresses[i] = pack(r)
 		}
 	}
 	s.answers.remember(transactionOf(a.FiveTuple, k, tx), given, s.moment)

@@ -16,6 +16,7 @@ const (
 
 // Codes of refusals (RFC 8489 section 14.8, RFC 8656 section 19).
 const (
+	CodeTryAlternate         = 300
 	CodeBadRequest           = 400
 	CodeUnauthenticated      = 401
 	CodeForbidden            = 403
@@ -32,6 +33,7 @@ const (
 )
 
 var reasonPhrases = map[int]string{
+	CodeTryAlternate:         "Try Alternate",
 	CodeBadRequest:           "Bad Request",
 	CodeUnauthenticated:      "Unauthenticated",
 	CodeForbidden:            "Forbidden",

@@ -68,19 +68,18 @@ func answered(method stun.Method) Kind {
 // recall answers a retransmission as the first request was answered.
 func recall(s *State, r *Rules, q *Request, m Moment) (Decision, bool) {
 	given, ok := s.answers.recall(transactionOf(q.FiveTuple, answered(q.Method), q.Tx), m)
+	if !ok && q.Method == stun.MethodAllocate {
+		if given, ok = s.answers.recall(transactionOf(q.FiveTuple, KindClientRedirected, q.Tx), m); ok {
+			return Decision{Reply: q.redirected(r, given.list())}, true
+		}
+	}
 	if !ok {
 		return Decision{}, false
 	}
 	reply := q.reply(0)
 	switch q.Method {
 	case stun.MethodAllocate:
-		var relayed []netip.AddrPort
-		for _, p := range given.relayed {
-			if a := p.unpack(); a.IsValid() {
-				relayed = append(relayed, a)
-			}
-		}
-		reply.grant(r, q, relayed, given.lifetime)
+		reply.grant(r, q, given.list(), given.lifetime)
 		reply.token, reply.lacks = given.token, given.lacks
 	case stun.MethodRefresh:
 		reply.lifetime, reply.hasLifetime = given.lifetime, true

@@ -11,7 +11,7 @@ type Kind uint16
 // The kinds of events. A number is never given to another kind, and the fields
 // of a kind are never reshaped: a new shape is a new kind, and migrations turn
 // the old into the new. A reader that meets a kind it does not know refuses
-// the log. 1-19 are grants, 20-29 accounts, 30-49 log and server, 50-59 kernel.
+// the log. 1-19 are grants, 20-21 accounts, 22-29 clients on the move, 30-49 log and server, 50-59 kernel.
 const (
 	KindAllocationCreated   Kind = 1
 	KindAllocationRefreshed Kind = 2
@@ -34,6 +34,8 @@ const (
 
 	KindUsageRecorded   Kind = 20
 	KindRefusalsCounted Kind = 21
+
+	KindClientRedirected Kind = 22
 
 	KindEpochBegan     Kind = 30
 	KindServerStarted  Kind = 31
@@ -251,6 +253,16 @@ type RefusalsCounted struct {
 	Others   uint64    `cbor:"2,keyasint"`
 }
 
+// ClientRedirected says that an Allocate was answered with 300: its client was sent to other
+// servers (RFC 8489 section 10).
+type ClientRedirected struct {
+	FiveTuple FiveTuple        `cbor:"1,keyasint"`
+	Tx        TransactionID    `cbor:"2,keyasint"`
+	Username  string           `cbor:"3,keyasint"`
+	Realm     string           `cbor:"4,keyasint"`
+	Servers   []netip.AddrPort `cbor:"5,keyasint"` // one of the client's address family, or two of one each
+}
+
 // LogID names a log for its whole life.
 type LogID [16]byte
 
@@ -355,6 +367,7 @@ func (TokenAccepted) Kind() Kind       { return KindTokenAccepted }
 func (FamilyRefused) Kind() Kind       { return KindFamilyRefused }
 func (UsageRecorded) Kind() Kind       { return KindUsageRecorded }
 func (RefusalsCounted) Kind() Kind     { return KindRefusalsCounted }
+func (ClientRedirected) Kind() Kind    { return KindClientRedirected }
 func (EpochBegan) Kind() Kind          { return KindEpochBegan }
 func (ServerStarted) Kind() Kind       { return KindServerStarted }
 func (ServerStopped) Kind() Kind       { return KindServerStopped }

@@ -411,6 +411,8 @@ type answerSeen struct {
 	lifetime int64 // -1 without LIFETIME
 	token    ReservationToken
 	unknown  stun.UnknownAttributes
+	servers  []netip.AddrPort // ALTERNATE-SERVER
+	domain   string           // ALTERNATE-DOMAIN
 	nonce    string
 	realm    string
 	offered  []byte // PASSWORD-ALGORITHMS
@@ -464,6 +466,14 @@ func see(t tb, raw []byte) *answerSeen {
 		t.Errorf("got RESERVATION-TOKEN %x", v)
 	}
 	_ = s.unknown.GetFrom(s.message)
+	for _, a := range s.message.Attributes {
+		switch a.Type {
+		case stun.AttrAlternateServer:
+			s.servers = append(s.servers, plainAddress(t, a.Value))
+		case stun.AttrAlternateDomain:
+			s.domain = string(a.Value)
+		}
+	}
 	var nonce stun.Nonce
 	if nonce.GetFrom(s.message) == nil {
 		s.nonce = nonce.String()
@@ -474,6 +484,17 @@ func see(t tb, raw []byte) *answerSeen {
 	}
 	s.offered, _ = s.message.Get(stun.AttrPasswordAlgorithms)
 	return s
+}
+
+// plainAddress decodes a value in the form of MAPPED-ADDRESS (RFC 8489 section 14.1).
+func plainAddress(t tb, v []byte) netip.AddrPort {
+	t.Helper()
+	if len(v) < 8 || v[0] != 0 || (v[1] == 1) != (len(v) == 8) || (v[1] == 2) != (len(v) == 20) {
+		t.Errorf("got address %x", v)
+		return netip.AddrPort{}
+	}
+	ip, _ := netip.AddrFromSlice(v[4:])
+	return netip.AddrPortFrom(ip, binary.BigEndian.Uint16(v[2:]))
 }
 
 // codeOf is the code of an answer, -1 for no answer.

@@ -48,7 +48,7 @@ type AnswerImage struct {
 	Until      Deadline         `cbor:"4,keyasint"`
 	Allocation AllocationID     `cbor:"5,keyasint"`
 	Lifetime   uint32           `cbor:"6,keyasint"`
-	Relayed    []netip.AddrPort `cbor:"7,keyasint"`
+	Relayed    []netip.AddrPort `cbor:"7,keyasint"` // or those of other servers, where Kind is KindClientRedirected
 	Token      ReservationToken `cbor:"8,keyasint,omitzero"`
 	Family     uint8            `cbor:"9,keyasint,omitempty"`  // that was refused
 	Code       uint16           `cbor:"10,keyasint,omitempty"` // likewise
@@ -79,11 +79,7 @@ func (s *State) Image() Image {
 			Kind:      t.kind, Tx: t.tx, Until: given.until, Allocation: given.allocation, Lifetime: given.lifetime,
 			Token: given.token, Family: given.lacks.family, Code: given.lacks.code,
 		}
-		for _, p := range given.relayed {
-			if a := p.unpack(); a.IsValid() {
-				one.Relayed = append(one.Relayed, a)
-			}
-		}
+		one.Relayed = given.list()
 		im.Answers = append(im.Answers, one)
 	}
 	return im
@@ -129,11 +125,11 @@ func FromImage(im Image) (*State, error) {
 	for _, r := range im.Answers {
 		t := transactionOf(r.FiveTuple, r.Kind, r.Tx)
 		given := answer{until: r.Until, allocation: r.Allocation, lifetime: r.Lifetime, token: r.Token, lacks: lack{r.Family, r.Code}}
-		if _, twice := s.answers.of[t]; twice || len(r.Relayed) > len(given.relayed) {
+		if _, twice := s.answers.of[t]; twice || len(r.Relayed) > len(given.addresses) {
 			return nil, fmt.Errorf("image of state %d: answer %v contradicts another or itself", im.Seq, r.Tx)
 		}
 		for i, a := range r.Relayed {
-			given.relayed[i] = pack(a)
+			given.addresses[i] = pack(a)
 		}
 		s.answers.of[t] = given
 		s.answers.queue = append(s.answers.queue, t)

@@ -165,7 +165,7 @@ func (w *world) retransmit() {
 	if w.last == nil {
 		return
 	}
-	if again := w.send(w.by, w.last); again != nil && again.code == 0 {
+	if again := w.send(w.by, w.last); again != nil && (again.code == 0 || again.code == CodeTryAlternate) {
 		third := w.send(w.by, w.last)
 		if len(third.events) > 0 || string(third.message.Raw) != string(again.message.Raw) {
 			w.Errorf("a retransmission got %v and made %v", third.message, describeAll(third.events))
@@ -218,6 +218,7 @@ func (w *world) reconfigure() {
 	w.rules.Storage = Room(w.pick(3, "room"))
 	w.rules.Draining = rapid.Bool().Draw(w.t, "drain")
 	w.rules.MaxPermissions = 1 + w.pick(4, "permissions")
+	w.rules.Alternates = alternates("203.0.113.200:3478", "[2001:db8:9::1]:3478")[:w.pick(3, "alternates")]
 	w.reload()
 	for a := range w.state.Allocations() {
 		if !w.gate.Knows(a.Realm, a.Username, a.Created) {

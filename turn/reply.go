@@ -23,7 +23,9 @@ type Reply struct {
 	lacks       lack
 	lifetime    uint32
 	hasLifetime bool
-	realm       string // with nonce, on 401 and 438
+	alternates  []netip.AddrPort // with 300
+	domain      string           // of the certificate of alternates, empty for none
+	realm       string           // with nonce, on 401 and 438
 	nonce       string
 	algorithms  []byte // with nonce
 	thirdParty  string // name of this server for an authorization server, on 401
@@ -87,6 +89,12 @@ func (r *Reply) addAttributes(m *stun.Message) {
 	}
 	if r.thirdParty != "" {
 		m.Add(attrThirdPartyAuthorization, []byte(r.thirdParty))
+	}
+	for _, a := range r.alternates {
+		addAddress(m, stun.AttrAlternateServer, a)
+	}
+	if r.domain != "" {
+		m.Add(stun.AttrAlternateDomain, []byte(r.domain))
 	}
 	for _, a := range r.relayed {
 		addXOR(m, stun.AttrXORRelayedAddress, a)

@@ -48,6 +48,10 @@ type Rules struct {
 
 	Realms []string // besides the one that all other names stand for
 
+	Alternates      []Alternate // where clients are sent while this server drains
+	AlternateDomain string      // that the certificates there are for, empty: as here
+	Redirect        bool        // they are sent there always
+
 	Storage  Room
 	Draining bool // no new allocations
 }

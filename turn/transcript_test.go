@@ -264,6 +264,11 @@ func (p *player) rule(key, value string) {
 				p.rules.Storage = r
 			}
 		}
+	case "alternates":
+		p.rules.Alternates = nil
+		for _, a := range strings.Split(value, ",") {
+			p.rules.Alternates = append(p.rules.Alternates, Alternate{Address: addrPort(a)})
+		}
 	case "draining":
 		p.rules.Draining = value == "yes"
 	case "allow":
@@ -345,6 +350,9 @@ func answerLine(a *answerSeen) string {
 		line := fmt.Sprintf("<- %d %s", a.code, reasonPhrases[a.code])
 		if len(a.unknown) > 0 {
 			line += " " + a.unknown.String()
+		}
+		if len(a.servers) > 0 {
+			line += fmt.Sprintf(" %v", a.servers)
 		}
 		return line
 	}

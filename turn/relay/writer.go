@@ -219,7 +219,7 @@ func (w *writer) request(r request) {
 	b.bytes = d.Reply.Append(b.bytes)
 	b.replies = append(b.replies, r.outgoing(from, len(b.bytes)))
 	w.s.counted(d.Reply, r.FiveTuple.Client.Addr())
-	if d.Reply.Code != 0 {
+	if d.Reply.Code != 0 && len(d.Events) == 0 {
 		w.refused.remember(r, b.bytes[from:], m)
 	}
 }

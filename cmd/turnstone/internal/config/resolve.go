@@ -95,6 +95,7 @@ func (c *Config) resolve(h host) (Resolved, error) {
 	if listens { // the relay addresses follow from the listeners
 		r.Rules.Relays = c.relays(h, r.Listeners, &p)
 	}
+	c.alternates(&r.Rules, &p)
 	r.Certificates = c.certificates(h, r.Listeners, &p)
 	r.Streams = relay.Streams{Max: c.Limits.MaxStreams, MaxIdle: c.Limits.MaxIdleStreams}
 	var err error
