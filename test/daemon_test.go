@@ -251,6 +251,7 @@ func (d *daemon) status() status {
 // allocation is what turnstone allocation list says, as far as tests need it.
 type allocation struct {
 	ID          uint64   `json:"id"`
+	Protocol    string   `json:"protocol"`
 	Client      string   `json:"client"`
 	Relayed     []string `json:"relayed"`
 	Username    string   `json:"username"`
