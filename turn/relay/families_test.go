@@ -123,6 +123,25 @@ func TestOneFamilyEndsAndItsPortIsFree(t *testing.T) {
 	}
 }
 
+func TestPortOfOneFamilyTakenMeanwhileEndsThatAlone(t *testing.T) {
+	g := serveTest(t, bothFamilies)
+	d := newDual(g)
+	if err := g.stop(); err != nil {
+		t.Fatal(err)
+	}
+	listenUDP(t, d.relayed[1], false)
+	again := g.again(nil)
+	ended := eventsOf[turn.RelayedDeleted](again.store)
+	if len(ended) != 1 || ended[0] != (turn.RelayedDeleted{Allocation: 1, Relayed: d.relayed[1], Reason: turn.ReasonPortTaken}) {
+		t.Errorf("got %v, want %v ended because its port is taken", ended, d.relayed[1])
+	}
+	d.wantRelayed(0, true)
+	d.do(443, stun.MethodRefresh, ofIPv6)
+	if got := again.Allocations(); got != 1 {
+		t.Errorf("got %d allocations, want 1", got)
+	}
+}
+
 func TestOneFamilyEndsThoughItCannotBeRecorded(t *testing.T) {
 	clock, late := lateClock(t)
 	late.Store(int64(turn.ChannelLifetime - soon))

@@ -93,30 +93,41 @@ func (s *Server) reopen(state *turn.State) []turn.Event {
 		}
 		all = append(all, a)
 	}
-	errs := make([]error, len(all))
+	lost := make([][]netip.AddrPort, len(all))
 	var group errgroup.Group
 	workers := max(len(s.shards), 1)
 	for shard := range workers {
 		group.Go(func() error {
 			for i := shard; i < len(all); i += workers {
-				errs[i] = s.openAll(all[i].Relayed, shard)
+				lost[i] = s.openEach(all[i].Relayed, shard)
 			}
 			return nil
 		})
 	}
-	_ = group.Wait() // the workers keep their errors in errs
+	_ = group.Wait() // the workers fail at nothing
 	for i, a := range all {
-		if errs[i] == nil {
-			continue
+		switch {
+		case len(lost[i]) == len(a.Relayed):
+			gone = append(gone, turn.AllocationDeleted{Allocation: a.ID, Reason: turn.ReasonPortTaken})
+		case len(lost[i]) == 1:
+			gone = append(gone, turn.RelayedDeleted{Allocation: a.ID, Relayed: lost[i][0], Reason: turn.ReasonPortTaken})
 		}
-		s.log.Warn().Err(errs[i]).Uint64("allocation", uint64(a.ID)).Msg("allocation ends: its relayed address cannot be bound again")
-		gone = append(gone, turn.AllocationDeleted{Allocation: a.ID, Reason: turn.ReasonPortTaken})
 	}
 	for _, r := range state.Reservations() {
-		if err := s.openAll([]netip.AddrPort{r.Relayed}, 0); err != nil {
-			s.log.Warn().Err(err).Msg("reservation ends: its address cannot be bound again")
+		if len(s.openEach([]netip.AddrPort{r.Relayed}, 0)) > 0 {
 			gone = append(gone, turn.ReservationRevoked{Relayed: r.Relayed, Reason: turn.ReasonPortTaken})
 		}
 	}
 	return gone
+}
+
+// openEach opens relayed addresses into the pool, and yields those that are not to be had any more.
+func (s *Server) openEach(addresses []netip.AddrPort, shard int) (lost []netip.AddrPort) {
+	for _, a := range addresses {
+		if err := s.openAll([]netip.AddrPort{a}, shard); err != nil {
+			s.log.Warn().Err(err).Stringer("relayed", a).Msg("relayed address ends: it cannot be bound again")
+			lost = append(lost, a)
+		}
+	}
+	return lost
 }
