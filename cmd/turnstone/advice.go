@@ -8,6 +8,7 @@ import (
 
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/doctor"
+	"turnstone/turn"
 	"turnstone/turn/relay"
 
 	"github.com/rs/zerolog"
@@ -30,7 +31,25 @@ func advise(r config.Resolved) []advice {
 		out = append(out, advice{zerolog.WarnLevel, fmt.Sprintf(
 			"%d users in %s are of realms that are neither realm nor in auth.realms: they cannot get in", r.UsersElsewhere, r.UsersFile)})
 	}
-	return append(out, adviseAddresses(r)...)
+	return append(append(out, adviseAddresses(r)...), adviseKeys(r.Gate)...)
+}
+
+// adviseKeys says that users of a realm with nothing but an MD5 key hold all the others to MD5.
+func adviseKeys(g turn.GateConfig) (out []advice) {
+	for _, r := range append([]turn.RealmConfig{{Name: g.Realm, Users: g.Users}}, g.Realms...) {
+		old := 0
+		for _, u := range r.Users {
+			if u.Key != nil && u.KeySHA256 == nil {
+				old++
+			}
+		}
+		if old > 0 {
+			out = append(out, advice{zerolog.InfoLevel, fmt.Sprintf(
+				"of %d users of the realm %q only the MD5 key is known, so SHA-256 is offered to no client there: give their passwords, or both keys",
+				old, r.Name)})
+		}
+	}
+	return out
 }
 
 // adviseHook warns of a hook whose answers others can read: they are as good as passwords.

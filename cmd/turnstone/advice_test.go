@@ -41,6 +41,39 @@ func TestAdvisePorts(t *testing.T) {
 	}
 }
 
+func TestAdviseKeys(t *testing.T) {
+	md5, sha256 := make([]byte, 16), make([]byte, 32)
+	for name, tt := range map[string]struct {
+		gate turn.GateConfig
+		want []string
+	}{
+		"Nobody":    {turn.GateConfig{}, nil},
+		"Passwords": {turn.GateConfig{Users: []turn.User{{Name: "a", Password: "p"}}}, nil},
+		"BothKeys":  {turn.GateConfig{Users: []turn.User{{Name: "a", Key: md5, KeySHA256: sha256}}}, nil},
+		"SHA256":    {turn.GateConfig{Users: []turn.User{{Name: "a", KeySHA256: sha256}}}, nil},
+		"MD5": {
+			turn.GateConfig{Realm: "r", Users: []turn.User{{Name: "a", Password: "p"}, {Name: "b", Key: md5}}},
+			[]string{`of 1 users of the realm "r" only the MD5 key is known`},
+		},
+		"MD5InARealm": {
+			turn.GateConfig{Realms: []turn.RealmConfig{{Name: "s", Users: []turn.User{{Name: "a", Key: md5}, {Name: "b", Key: md5}}}}},
+			[]string{`of 2 users of the realm "s" only the MD5 key is known`},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := adviseKeys(tt.gate)
+			if len(got) != len(tt.want) {
+				t.Fatalf("got %v, want %q", got, tt.want)
+			}
+			for i := range got {
+				if !strings.HasPrefix(got[i].text, tt.want[i]) {
+					t.Errorf("got %q, want %q", got[i].text, tt.want[i])
+				}
+			}
+		})
+	}
+}
+
 func TestAdviseAddresses(t *testing.T) {
 	for name, tt := range map[string]struct {
 		listen, ip, external string
