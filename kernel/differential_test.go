@@ -103,11 +103,13 @@ func newWorld(l *lab, random *rand.Rand, live uint16) *world {
 		for _, verdict := range []Verdict{VerdictToPeer, VerdictToClient, VerdictToChannel} {
 			for bits := range 8 {
 				if p := (path{verdict, bits & 1, bits >> 1 & 1, bits >> 2 & 1}); verdict == VerdictToChannel || p.middle == 0 {
-					w.bind(p, round == 0)
+					w.bind(p, round)
 				}
 			}
 		}
 	}
+	w.meter(2, slowMeter) // whatever else was drawn, these there are
+	w.meter(3, fullMeter)
 	for family := range 2 {
 		for _, local := range []netip.AddrPort{
 			sceneListeners[family], sceneRelayed[family], netip.AddrPortFrom(sceneRelayed[family].Addr(), live),
@@ -120,8 +122,9 @@ func newWorld(l *lab, random *rand.Rand, live uint16) *world {
 	return w
 }
 
-// bind adds a flow of p, with an eye to all that flows can be, or one that is healthy.
-func (w *world) bind(p path, healthy bool) {
+// bind adds a flow of p: in the first round one that is healthy, in the second one that has no way out and no other
+// fault, then with an eye to all that flows can be.
+func (w *world) bind(p path, round int) {
 	s := newScene(p.verdict, p.arrives, p.middle, p.leaves)
 	n := uint16(len(w.flows))
 	other := func(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr(), 49200+n) }
@@ -142,22 +145,24 @@ func (w *world) bind(p path, healthy bool) {
 	last.MTU = uint16(w.pick(0, 0, 0, 1300, 9000))
 	s.flow.VLAN = uint16(w.pick(0, 0, 0, 42))
 	s.flow.Meter, s.second.Meter = w.meterOf(), w.meterOf()
-	if healthy {
+	sound := round < 2
+	if sound {
 		last.Gateway, last.MTU, s.flow.Meter, s.second.Meter = viaBuffers, 0, 0, 0
-	} else if w.IntN(8) == 0 {
+	}
+	if round == 1 || !sound && w.IntN(8) == 0 {
 		last.Gateway = uint32(w.pick(viaClosed, viaNobody, viaOutOfRange))
 	}
-	if w.IntN(12) == 0 && !healthy {
+	if w.IntN(12) == 0 && !sound {
 		last.Deadline = 1
 	}
-	stale := w.IntN(12) == 0 && !healthy
+	stale := w.IntN(12) == 0 && !sound
 	f := w.add(s.flow, func(r *bpf.TurnstoneFlow) {
 		if stale && s.second.Kind == 0 {
 			r.RemotePort[1]++
 		}
 	})
 	f.stale = stale && s.second.Kind == 0
-	if s.second.Kind != 0 && (w.IntN(12) != 0 || healthy) {
+	if s.second.Kind != 0 && (w.IntN(12) != 0 || sound) {
 		second := w.add(s.second, func(r *bpf.TurnstoneFlow) {
 			if stale {
 				r.Local[0]++
@@ -169,6 +174,11 @@ func (w *world) bind(p path, healthy bool) {
 	w.flows, w.paths[f] = append(w.flows, f), p
 }
 
+var (
+	slowMeter = modelMeter{cost: 1 << 22, burst: 1 << 17} // now and then there is room
+	fullMeter = modelMeter{full: noon, cost: 1, burst: 1 << 30}
+)
+
 func (w *world) pick(of ...int) int { return of[w.IntN(len(of))] }
 
 // meterOf makes a meter, mostly one with room for all.
@@ -177,10 +187,10 @@ func (w *world) meterOf() uint32 {
 	switch w.IntN(8) {
 	case 0, 1, 2:
 		return 0
-	case 3: // slow: now and then there is room
-		w.meter(index, modelMeter{cost: 1 << 22, burst: 1 << 17})
+	case 3:
+		w.meter(index, slowMeter)
 	case 4:
-		w.meter(index, modelMeter{full: noon, cost: 1, burst: 1 << 30})
+		w.meter(index, fullMeter)
 	default:
 		w.meter(index, modelMeter{cost: uint64(w.IntN(1 << 20)), burst: noon})
 	}
