@@ -36,7 +36,6 @@ func TestConformance(t *testing.T) {
 		{"ClientIPv4RelayIPv6", user, "-x -e ::1 -n 20 -c 127.0.0.1", 20, nil},
 		{"EvenPortAndToken", user, "-e 127.0.0.1 -n 20 127.0.0.1", 40, nil},
 		{"EvenPortAndTokenIndications", user, "-s -e 127.0.0.1 -n 20 127.0.0.1", 40, nil},
-		{"BothFamilies", user, "-Z -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, nil},
 		{"DontFragment", user, "-g -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, nil},
 		{"DontFragmentIndications", user, "-g -s -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, nil},
 		{"IPv6DontFragment", user, "-g -s -x -e ::1 -n 20 -c ::1", 20, nil},

@@ -65,7 +65,7 @@ type Peers struct {
 // Limits bound what clients can take.
 type Limits struct {
 	MaxAllocations         int      `toml:"max-allocations" flag:"max-allocations" arg:"N" env:"MAX_ALLOCATIONS" doc:"Allocations in total, 0 for as many as there are ports."`
-	MaxAllocationsPerUser  int      `toml:"max-allocations-per-user" flag:"max-allocations-per-user" arg:"N" env:"MAX_ALLOCATIONS_PER_USER" doc:"Allocations of one user, 0 for no limit. Time-limited credentials of one user count together."`
+	MaxAllocationsPerUser  int      `toml:"max-allocations-per-user" flag:"max-allocations-per-user" arg:"N" env:"MAX_ALLOCATIONS_PER_USER" doc:"Allocations of one user, 0 for no limit. Time-limited credentials of one user count together; a reserved port counts too."`
 	MaxAllocationsPerRealm int      `toml:"max-allocations-per-realm" flag:"max-allocations-per-realm" arg:"N" env:"MAX_ALLOCATIONS_PER_REALM" doc:"Allocations in each realm, 0 for no limit."`
 	MaxPermissions         int      `toml:"max-permissions" flag:"max-permissions" arg:"N" env:"MAX_PERMISSIONS" doc:"Permissions of one allocation."`
 	MaxChannels            int      `toml:"max-channels" flag:"max-channels" arg:"N" env:"MAX_CHANNELS" doc:"Channels of one allocation."`
