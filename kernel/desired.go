@@ -43,6 +43,9 @@ type surroundings interface {
 // desired is what the program should know of a, one want for each direction of each channel and a
 // guard for each relayed transport address. It depends on nothing else.
 func desired(a *turn.Allocation, s surroundings) []want {
+	if a.TCP() {
+		return nil // there are no datagrams to relay
+	}
 	out := make([]want, 0, len(a.Relayed)+2*len(a.Channels))
 	for _, r := range a.Relayed {
 		w := want{Flow: Flow{Key: Key{Local: r}, Kind: Guard, Allocation: a.ID, Deadline: a.DeadlineFor(r.Addr()).Uptime}}

@@ -84,6 +84,12 @@ var samples = []sample{
 		Tx:        tx(10), Username: "alice", Realm: "example.org",
 		Servers: []netip.AddrPort{netip.AddrPortFrom(addr4, 3478), netip.AddrPortFrom(addr6, 3478)},
 	}},
+	{"PeerConnected", turn.PeerConnected{Allocation: 3, Tx: tx(10), Connection: 0xdeadbeef, Peer: netip.AddrPortFrom(addr4, 80)}},
+	{"ConnectionBound", turn.ConnectionBound{
+		Allocation: 3, Tx: tx(11), Connection: 0xdeadbeef,
+		Client: turn.FiveTuple{Client: netip.AddrPortFrom(addr6, 2), Server: netip.AddrPortFrom(addr6, 3478), Protocol: turn.TCP},
+	}},
+	{"PeerDisconnected", turn.PeerDisconnected{Allocation: 3, Connection: 1, Reason: turn.ReasonPeerClosed}},
 	{"ReservationRevoked", turn.ReservationRevoked{Relayed: netip.AddrPortFrom(addr4, 49153), Reason: turn.ReasonUserRemoved}},
 }
 
@@ -150,6 +156,9 @@ func (t *traffic) event() turn.Event {
 		t.live = append(t.live, turn.AllocationID(t.last))
 		e := created(t.last)
 		e.Username = fmt.Sprintf("user%d", t.last%50)
+		if t.rng.IntN(10) == 0 {
+			e.Transport, e.FiveTuple.Protocol = 6, turn.TCP
+		}
 		if roll < 8 {
 			e.Relayed = append(e.Relayed, netip.AddrPortFrom(addr6, uint16(t.last)))
 		}
@@ -160,6 +169,9 @@ func (t *traffic) event() turn.Event {
 	id := a.ID
 	if len(a.Relayed) == 2 && t.rng.IntN(8) == 0 {
 		return t.oneRelayed(a)
+	}
+	if a.TCP() && t.rng.IntN(3) == 0 {
+		return t.connection(a)
 	}
 	switch {
 	case roll < 30:
@@ -221,6 +233,18 @@ func (t *traffic) oneRelayed(a *turn.Allocation) turn.Event {
 		return turn.FamilyRefused{Allocation: a.ID, Tx: t.tx(), Family: 2, Code: 508}
 	}
 	return turn.RelayedRefreshed{Allocation: a.ID, Tx: t.tx(), Relayed: r, Lifetime: uint32(600 + t.rng.IntN(3000))}
+}
+
+// connection is about one of the connections of an allocation, or one more.
+func (t *traffic) connection(a *turn.Allocation) turn.Event {
+	if n := len(a.Connections); n > 0 && t.rng.IntN(2) == 0 {
+		c := a.Connections[t.rng.IntN(n)]
+		if c.Client == (turn.FiveTuple{}) && t.rng.IntN(2) == 0 {
+			return turn.ConnectionBound{Allocation: a.ID, Tx: t.tx(), Connection: c.ID, Client: created(int(c.ID & 0xfff)).FiveTuple}
+		}
+		return turn.PeerDisconnected{Allocation: a.ID, Connection: c.ID, Reason: turn.ReasonPeerClosed}
+	}
+	return turn.PeerConnected{Allocation: a.ID, Tx: t.tx(), Connection: turn.ConnectionID(1 + t.rng.Uint32N(1<<31)), Peer: t.peer()}
 }
 
 // reserved is a reservation made by an allocation, of an address that is free, else nil.

@@ -46,6 +46,7 @@ func TestConformance(t *testing.T) {
 		{"TLSSendAndData", user, "-t -S -s -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, streams},
 		{"DTLS", user, "-S -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, streams},
 		{"DTLSSendAndData", user, "-S -s -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, streams},
+		{"RFC6062", user, "-T -n 20 127.0.0.1", 40, streams},
 		{"LoadTCP", user, "-t -m 50 -n 50 -z 40 -l 160 -e 127.0.0.1 -c 127.0.0.1", 2500, streams},
 		{"REST", timeLimited, "-e 127.0.0.1 -n 20 -c 127.0.0.1", 20, []string{"--auth-secret", "south", "--auth-secret", secret}},
 		{"RESTUsername", []string{"-u", rest, "-w", turn.TimeLimitedPassword([]byte("south"), rest)}, "-e 127.0.0.1 -n 20 -c 127.0.0.1", 20, []string{"--auth-secret", "south", "--auth-secret", secret}},

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -8,7 +9,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -18,6 +21,7 @@ import (
 	"time"
 
 	"github.com/pion/dtls/v3"
+	"github.com/pion/transport/v3/stdnet"
 	"github.com/pion/turn/v4"
 )
 
@@ -136,6 +140,110 @@ func TestPionClientOnStreams(t *testing.T) {
 			d.verify()
 		})
 	}
+}
+
+// TestPionClientRelaysConnections relays connections of peers for pion's client, in both directions (RFC 6062).
+func TestPionClientRelaysConnections(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	d := startDaemon(t, s, append(onLoopback, onStreams(t)...)...)
+	control, _ := dial(t, s, "tcp")
+	c, err := turn.NewClient(&turn.ClientConfig{
+		TURNServerAddr: server4, Username: username, Password: password, Realm: realm, Conn: turn.NewSTUNConn(control), Net: bothFamilies{new(stdnet.Net)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	if err := c.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	a, err := c.AllocateTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var peers *net.TCPListener
+	s.do(func() (err error) {
+		peers, err = net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		return err
+	})
+	defer peers.Close()
+	s.do(func() error { // the library dials by itself
+		out, err := a.DialWithConn(dialed(t), "tcp", peers.Addr().String())
+		if err != nil {
+			return err
+		}
+		in, err := peers.Accept()
+		if err != nil {
+			return err
+		}
+		return talk(out, in)
+	})
+	if err := c.CreatePermission(peers.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	s.do(func() error {
+		out, err := net.Dial("tcp", a.Addr().String())
+		if err != nil {
+			return err
+		}
+		in, err := a.AcceptTCPWithConn(dialed(t))
+		if err != nil {
+			return err
+		}
+		return talk(out, in)
+	})
+	if n := len(d.events()); n == 0 {
+		t.Error("got no events")
+	}
+	kinds := map[string]int{}
+	for _, e := range d.events() {
+		kinds[e.Kind]++
+	}
+	if kinds["PeerConnected"] != 2 || kinds["ConnectionBound"] != 2 {
+		t.Errorf("got events %v, want two connections, both bound", kinds)
+	}
+	_ = a.Close()
+	d.stop()
+	d.verify()
+}
+
+// dialed is a data connection to the daemon, of the namespace the test is in.
+func dialed(t *testing.T) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", server4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// talk sends a megabyte each way.
+func talk(a, b net.Conn) error {
+	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	for _, c := range []net.Conn{a, b} {
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+			return err
+		}
+	}
+	done := make(chan error, 4)
+	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
+		go func() { _, err := way[0].Write(data); done <- err }()
+		go func() {
+			got := make([]byte, len(data))
+			_, err := io.ReadFull(way[1], got)
+			if err == nil && !bytes.Equal(got, data) {
+				err = errors.New("the bytes that came are not those that were sent")
+			}
+			done <- err
+		}()
+	}
+	var errs []error
+	for range 4 {
+		errs = append(errs, <-done)
+	}
+	return errors.Join(errs...)
 }
 
 // TestCertificateIsReadAgain replaces the file of a certificate under a running daemon.

@@ -1,11 +1,13 @@
 package turn
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 )
 
 const (
+	transportTCP = 6
 	transportUDP = 17
 	familyIPv4   = 1
 	familyIPv6   = 2
@@ -18,12 +20,12 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision 
 		return q.refuse(CodeAllocationMismatch)
 	case q.malformed, !q.hasTransport:
 		return q.refuse(CodeBadRequest)
-	case q.transport != transportUDP:
+	case q.transport != transportUDP && q.transport != transportTCP:
 		return q.refuse(CodeUnsupportedTransport)
 	case q.hasToken && q.evenPort:
 		return q.refuse(CodeBadRequest)
 	}
-	if code := q.asksFamilies(); code != 0 {
+	if code := cmp.Or(q.asksTCP(), q.asksFamilies()); code != 0 {
 		return q.refuse(code)
 	}
 	if q.hasToken {

@@ -54,6 +54,9 @@ func (s *State) rebase(m Moment) {
 		for i := range a.Channels {
 			move(&a.Channels[i].Deadline)
 		}
+		for i := range a.Connections {
+			move(&a.Connections[i].Deadline)
+		}
 	}
 	s.reservations.rebase(move)
 	for _, t := range s.answers.live() {
@@ -131,6 +134,12 @@ func (s *State) apply(e Event) error {
 			a.Token = e.Token
 			return nil
 		})
+	case PeerConnected:
+		return s.on(e.Allocation, func(a *Allocation) error { return s.connected(a, e) })
+	case ConnectionBound:
+		return s.on(e.Allocation, func(a *Allocation) error { return s.connectionBound(a, e) })
+	case PeerDisconnected:
+		return s.on(e.Allocation, func(a *Allocation) error { return s.disconnected(a, e.Connection) })
 	case ReservationMade:
 		return s.on(e.Allocation, func(a *Allocation) error { return s.reserve(a, e) })
 	case ReservationExpired:
@@ -213,6 +222,9 @@ func (s *State) insert(a *Allocation) {
 		s.byRelayed[r] = a
 		s.usePort(r)
 	}
+	for i := range a.Connections {
+		s.byConnection[a.Connections[i].ID] = a
+	}
 	s.own(holderOf(a.Realm, a.Username))
 	s.ends.add(a)
 }
@@ -233,6 +245,9 @@ func (s *State) remove(a *Allocation) {
 	for _, r := range a.Relayed {
 		delete(s.byRelayed, r)
 		s.ports[r.Addr()].remove(r.Port())
+	}
+	for i := range a.Connections {
+		delete(s.byConnection, a.Connections[i].ID)
 	}
 	s.disown(holderOf(a.Realm, a.Username))
 }

@@ -14,7 +14,7 @@ const (
 	attrAddressErrorCode        stun.AttrType = 0x8001
 )
 
-// Codes of refusals (RFC 8489 section 14.8, RFC 8656 section 19).
+// Codes of refusals (RFC 8489 section 14.8, RFC 8656 section 19, RFC 6062 section 6.3).
 const (
 	CodeTryAlternate         = 300
 	CodeBadRequest           = 400
@@ -27,6 +27,8 @@ const (
 	CodeWrongCredentials     = 441
 	CodeUnsupportedTransport = 442
 	CodePeerFamilyMismatch   = 443
+	CodeConnectionExists     = 446
+	CodeConnectionFailed     = 447
 	CodeQuotaReached         = 486
 	CodeServerError          = 500
 	CodeInsufficientCapacity = 508
@@ -44,6 +46,8 @@ var reasonPhrases = map[int]string{
 	CodeWrongCredentials:     "Wrong Credentials",
 	CodeUnsupportedTransport: "Unsupported Transport Protocol",
 	CodePeerFamilyMismatch:   "Peer Address Family Mismatch",
+	CodeConnectionExists:     "Connection Already Exists",
+	CodeConnectionFailed:     "Connection Timeout or Failure",
 	CodeQuotaReached:         "Allocation Quota Reached",
 	CodeServerError:          "Server Error",
 	CodeInsufficientCapacity: "Insufficient Capacity",
@@ -56,7 +60,7 @@ func knownAttribute(kind uint16) bool {
 		stun.AttrUnknownAttributes, stun.AttrRealm, stun.AttrNonce, stun.AttrXORMappedAddress,
 		stun.AttrChannelNumber, stun.AttrLifetime, stun.AttrXORPeerAddress, stun.AttrData,
 		stun.AttrXORRelayedAddress, stun.AttrEvenPort, stun.AttrRequestedTransport, stun.AttrRequestedAddressFamily,
-		stun.AttrReservationToken, stun.AttrDontFragment, stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm, stun.AttrUserhash,
+		stun.AttrReservationToken, stun.AttrDontFragment, stun.AttrConnectionID, stun.AttrMessageIntegritySHA256, stun.AttrPasswordAlgorithm, stun.AttrUserhash,
 		attrAccessToken:
 		return true
 	}
@@ -117,7 +121,7 @@ type Request struct {
 	Method    stun.Method
 	Username  string
 	Realm     string
-	Entropy   [32]byte // for an Allocate, set by the caller: ports and tokens are drawn from it
+	Entropy   [32]byte // for an Allocate or Connect, set by the caller: ports, tokens and ids are drawn from it
 
 	nonceReturned bool
 	malformed     bool // an attribute of the method does not decode
@@ -140,6 +144,9 @@ type Request struct {
 	reserve       bool // its R bit: the next port too
 	token         ReservationToken
 	hasToken      bool
+	dontFragment  bool
+	connection    ConnectionID
+	hasConnection bool
 	channel       ChannelNumber
 	hasChannel    bool
 	peers         []netip.AddrPort
@@ -150,6 +157,7 @@ type Request struct {
 // nothing in the method are ignored (RFC 8489 section 14).
 func (q *Request) decode(m *stun.Message, list stun.Attributes) {
 	allocates, refreshes := q.Method == stun.MethodAllocate, q.Method == stun.MethodRefresh
+	connects := q.Method == stun.MethodConnect
 	permits, binds := q.Method == stun.MethodCreatePermission, q.Method == stun.MethodChannelBind
 	for _, a := range list {
 		switch {
@@ -168,9 +176,13 @@ func (q *Request) decode(m *stun.Message, list stun.Attributes) {
 		case a.Type == stun.AttrReservationToken && allocates && !q.hasToken:
 			q.hasToken = true
 			q.malformed = q.malformed || copy(q.token[:], a.Value) != len(a.Value) || len(a.Value) != len(q.token)
+		case a.Type == stun.AttrDontFragment && allocates:
+			q.dontFragment = true
+		case a.Type == stun.AttrConnectionID && q.Method == stun.MethodConnectionBind:
+			q.word(a, &q.hasConnection, func(v uint32) { q.connection = ConnectionID(v) })
 		case a.Type == stun.AttrChannelNumber && binds:
 			q.word(a, &q.hasChannel, func(v uint32) { q.channel = ChannelNumber(v >> 16) })
-		case a.Type == stun.AttrXORPeerAddress && (permits || (binds && len(q.peers) == 0)):
+		case a.Type == stun.AttrXORPeerAddress && (permits || ((binds || connects) && len(q.peers) == 0)):
 			peer, err := parseXOR(a.Value, m.Raw[4:stunHeader])
 			q.malformed = q.malformed || err != nil
 			q.peers = append(q.peers, peer)

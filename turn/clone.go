@@ -8,7 +8,7 @@ func (s *State) Clone() *State {
 	for i := range im.Allocations {
 		a := &im.Allocations[i]
 		a.Permissions, a.Channels, a.Usage = slices.Clone(a.Permissions), slices.Clone(a.Channels), slices.Clone(a.Usage)
-		a.Until = slices.Clone(a.Until)
+		a.Until, a.Connections = slices.Clone(a.Until), slices.Clone(a.Connections)
 	}
 	c, err := FromImage(im)
 	must(err) // it is the image of a state

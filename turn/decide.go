@@ -9,11 +9,13 @@ import (
 
 // Decision is what a request leads to: events to apply and an answer to send once
 // they, and all before them, are durable. Ports is set where an Allocate needs ports first:
-// then [DecideBound] decides, by what could be bound of each plan, one for each address family.
+// then [DecideBound] decides, by what could be bound of each plan, one for each address family. Dial is set
+// where a Connect needs a connection first: then [DecideDialled] decides.
 type Decision struct {
 	Events []Event
 	Reply  *Reply
 	Ports  []PortPlan
+	Dial   *Dial
 }
 
 // Decide decides q at m by the state and the rules, and changes neither. What is over
@@ -26,6 +28,12 @@ func Decide(s *State, r *Rules, q *Request, m Moment) Decision {
 			return q.refuse(CodeAllocationMismatch)
 		}
 		return q.refuse(CodeWrongCredentials)
+	}
+	switch q.Method { // of a stream, on which nothing is repeated
+	case stun.MethodConnect:
+		return connect(s, r, q, a, m)
+	case stun.MethodConnectionBind:
+		return connectionBind(s, r, q, a, m)
 	}
 	if d, again := recall(s, r, q, m); again {
 		return d
@@ -198,6 +206,8 @@ func channelBind(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decisi
 	switch {
 	case a == nil:
 		return q.refuse(CodeAllocationMismatch)
+	case a.TCP():
+		return q.refuse(CodeForbidden)
 	case q.malformed, !q.hasChannel, len(q.peers) == 0,
 		q.channel < ChannelFirst, q.channel > r.LastChannel, q.peers[0].Port() == 0:
 		return q.refuse(CodeBadRequest)
@@ -211,7 +221,7 @@ func channelBind(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decisi
 		return q.refuse(code)
 	}
 	switch {
-	case r.Guarded(peer.Addr()) && !s.relays(peer, m):
+	case r.Guarded(peer.Addr()) && !s.relays(peer, transportUDP, m):
 		return q.refuse(CodeForbidden)
 	case bound == nil && len(a.Channels) >= r.MaxChannels,
 		a.Permission(peer.Addr()) == nil && len(a.Permissions) >= r.MaxPermissions:

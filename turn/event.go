@@ -11,7 +11,8 @@ type Kind uint16
 // The kinds of events. A number is never given to another kind, and the fields
 // of a kind are never reshaped: a new shape is a new kind, and migrations turn
 // the old into the new. A reader that meets a kind it does not know refuses
-// the log. 1-19 are grants, 20-21 accounts, 22-29 clients on the move, 30-49 log and server, 50-59 kernel.
+// the log. 1-19 are grants, 20-21 accounts, 22-29 clients on the move, 30-49 log and server, 50-59 kernel, 60-69 connections of
+// peers.
 const (
 	KindAllocationCreated   Kind = 1
 	KindAllocationRefreshed Kind = 2
@@ -31,6 +32,10 @@ const (
 	KindRelayedExpired      Kind = 16
 	KindFamilyRefused       Kind = 17
 	KindTokenAccepted       Kind = 18
+
+	KindPeerConnected    Kind = 60
+	KindConnectionBound  Kind = 61
+	KindPeerDisconnected Kind = 62
 
 	KindUsageRecorded   Kind = 20
 	KindRefusalsCounted Kind = 21
@@ -199,6 +204,30 @@ type FamilyRefused struct {
 	Code       uint16        `cbor:"4,keyasint"`
 }
 
+// PeerConnected says that an allocation for TCP has a connection with a peer: the client asked for it with a
+// Connect (RFC 6062 section 5.2), or the peer made it, and Tx is zero (section 5.3).
+type PeerConnected struct {
+	Allocation AllocationID   `cbor:"1,keyasint"`
+	Tx         TransactionID  `cbor:"2,keyasint"`
+	Connection ConnectionID   `cbor:"3,keyasint"`
+	Peer       netip.AddrPort `cbor:"4,keyasint"`
+}
+
+// ConnectionBound says that a client relays over a connection from its data connection (RFC 6062 section 5.4).
+type ConnectionBound struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Tx         TransactionID `cbor:"2,keyasint"`
+	Connection ConnectionID  `cbor:"3,keyasint"`
+	Client     FiveTuple     `cbor:"4,keyasint"`
+}
+
+// PeerDisconnected ends a connection before its allocation (RFC 6062 section 5.5).
+type PeerDisconnected struct {
+	Allocation AllocationID `cbor:"1,keyasint"`
+	Connection ConnectionID `cbor:"2,keyasint"`
+	Reason     Reason       `cbor:"3,keyasint"`
+}
+
 // Path is where a datagram was relayed. The numbers are part of the log.
 type Path uint8
 
@@ -230,8 +259,8 @@ type Count struct {
 // replaces an earlier one, so a crash can lose some but count none twice.
 type UsageRecorded struct {
 	Allocation AllocationID   `cbor:"1,keyasint"`
-	Channel    ChannelNumber  `cbor:"2,keyasint"` // 0: all Send and Data indications
-	Peer       netip.AddrPort `cbor:"3,keyasint"` // invalid for channel 0
+	Channel    ChannelNumber  `cbor:"2,keyasint"` // 0: all Send and Data indications, or the connections with Peer
+	Peer       netip.AddrPort `cbor:"3,keyasint"` // invalid for indications
 	Path       Path           `cbor:"4,keyasint"`
 	ToPeer     Count          `cbor:"5,keyasint"`
 	ToClient   Count          `cbor:"6,keyasint"`
@@ -375,6 +404,9 @@ func (ConfigChanged) Kind() Kind       { return KindConfigChanged }
 func (ClockWentBack) Kind() Kind       { return KindClockWentBack }
 func (LogRecovered) Kind() Kind        { return KindLogRecovered }
 func (SegmentSealed) Kind() Kind       { return KindSegmentSealed }
+func (PeerConnected) Kind() Kind       { return KindPeerConnected }
+func (ConnectionBound) Kind() Kind     { return KindConnectionBound }
+func (PeerDisconnected) Kind() Kind    { return KindPeerDisconnected }
 func (SegmentRetired) Kind() Kind      { return KindSegmentRetired }
 func (SnapshotTaken) Kind() Kind       { return KindSnapshotTaken }
 func (ProgramAttached) Kind() Kind     { return KindProgramAttached }

@@ -64,6 +64,9 @@ func (s *State) live(a *Allocation, m Moment) (*Allocation, []Event) {
 	left.Permissions = slices.DeleteFunc(slices.Clone(a.Permissions), func(p Permission) bool {
 		return p.Deadline.Passed(m) || a.DeadlineFor(p.Peer).Passed(m)
 	})
+	left.Connections = slices.DeleteFunc(slices.Clone(a.Connections), func(c Connection) bool {
+		return !c.bound() && c.Deadline.Passed(m) || a.DeadlineFor(c.Peer.Addr()).Passed(m)
+	})
 	for i, d := range a.Until {
 		if d.Passed(m) {
 			left.keep(1 - i)
@@ -112,6 +115,11 @@ func (a *Allocation) overdue(m Moment) []Event {
 			events = append(events, ChannelExpired{Allocation: a.ID, Channel: c.Number})
 		}
 	}
+	for _, c := range a.Connections {
+		if !c.bound() && c.Deadline.Passed(m) && !a.DeadlineFor(c.Peer.Addr()).Passed(m) {
+			events = append(events, PeerDisconnected{Allocation: a.ID, Connection: c.ID, Reason: ReasonUnbound})
+		}
+	}
 	for _, p := range a.Permissions {
 		if p.Deadline.Passed(m) && !a.DeadlineFor(p.Peer).Passed(m) {
 			events = append(events, PermissionExpired{Allocation: a.ID, Peer: p.Peer})
@@ -140,6 +148,11 @@ func Reconcile(s *State, r *Rules, g *Gate) []Event {
 		for _, c := range a.Channels {
 			if !r.permits(c.Peer.Addr()) {
 				events = append(events, ChannelRevoked{Allocation: a.ID, Channel: c.Number, Reason: ReasonPolicy})
+			}
+		}
+		for _, c := range a.Connections {
+			if !r.permits(c.Peer.Addr()) {
+				events = append(events, PeerDisconnected{Allocation: a.ID, Connection: c.ID, Reason: ReasonPolicy})
 			}
 		}
 		for _, p := range a.Permissions {

@@ -94,6 +94,13 @@ func (s *State) unrelay(a *Allocation, r netip.AddrPort) error {
 		}
 		return gone
 	})
+	for _, c := range slices.Clone(a.Connections) {
+		if sameFamily(c.Peer.Addr(), r.Addr()) {
+			if err := s.disconnected(a, c.ID); err != nil {
+				return err
+			}
+		}
+	}
 	a.keep(1 - i)
 	delete(s.byRelayed, r)
 	s.ports[r.Addr()].remove(r.Port())
@@ -130,7 +137,7 @@ func plans(s *State, r *Rules, q *Request) []PortPlan {
 		}
 		out = append(out, PortPlan{
 			state: s, ip: relay.IP, first: r.FirstPort, last: r.LastPort,
-			even: q.evenPort, pair: q.reserve, entropy: entropy,
+			transport: q.transport, even: q.evenPort, pair: q.reserve, entropy: entropy,
 		})
 	}
 	return out

@@ -78,6 +78,13 @@ func (c *caller) with(a algorithm, anonymous bool) *caller {
 	return &modern
 }
 
+// over is c on another transport.
+func (c *caller) over(p Protocol) *caller {
+	other := *c
+	other.Protocol = p
+	return &other
+}
+
 func alice() *caller { return newCaller("alice", "wonderland", "198.51.100.1:5000") }
 func bob() *caller   { return newCaller("bob", "builder", "198.51.100.2:5000") }
 
@@ -233,6 +240,7 @@ type core struct {
 	records []Record
 	lastTx  int
 	taken   map[netip.AddrPort]bool // ports that cannot be bound
+	dialled Dialled                 // what becomes of connections to peers
 	lazy    bool                    // expiry is left undone, as in a server that has much of it to do
 }
 
@@ -361,6 +369,9 @@ func (c *core) decide(q *Request) ([]Event, *Reply) {
 	d := Decide(c.state, &c.rules, q, c.now)
 	if len(d.Ports) > 0 {
 		d = DecideBound(c.state, &c.rules, q, c.now, c.bind(d.Ports...))
+	}
+	if d.Dial != nil {
+		d = DecideDialled(c.state, &c.rules, q, *d.Dial, c.dialled, c.now)
 	}
 	if diff := cmp.Diff(before, c.state.Image(), byAddress...); diff != "" {
 		c.Errorf("deciding a %v changed the state (-before +after):\n%s", q.Method, diff)

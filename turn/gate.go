@@ -117,7 +117,8 @@ func decodeRequest(msg *stun.Message, frame []byte) bool {
 		return false
 	}
 	switch msg.Type.Method {
-	case stun.MethodBinding, stun.MethodAllocate, stun.MethodRefresh, stun.MethodCreatePermission, stun.MethodChannelBind:
+	case stun.MethodBinding, stun.MethodAllocate, stun.MethodRefresh, stun.MethodCreatePermission, stun.MethodChannelBind,
+		stun.MethodConnect, stun.MethodConnectionBind:
 		return true
 	}
 	return false

@@ -38,6 +38,7 @@ type AllocationImage struct {
 	Usage       []Usage          `cbor:"11,keyasint"`
 	Until       []Deadline       `cbor:"12,keyasint,omitempty"`
 	Token       SealedToken      `cbor:"13,keyasint,omitempty"`
+	Connections []Connection     `cbor:"14,keyasint,omitempty"`
 }
 
 // AnswerImage is a recent answer in an Image.
@@ -66,7 +67,7 @@ func (s *State) Image() Image {
 		im.Allocations = append(im.Allocations, AllocationImage{
 			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
 			Username: a.Username, Realm: a.Realm, Token: a.Token, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
-			Permissions: orNil(a.Permissions), Channels: orNil(a.Channels), Usage: orNil(a.Usage),
+			Permissions: orNil(a.Permissions), Channels: orNil(a.Channels), Usage: orNil(a.Usage), Connections: orNil(a.Connections),
 		})
 	}
 	for _, r := range s.reservations.list {
@@ -108,10 +109,15 @@ func FromImage(im Image) (*State, error) {
 		made := &Allocation{
 			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
 			Username: a.Username, Realm: a.Realm, Token: a.Token, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
-			Permissions: a.Permissions, Channels: a.Channels, Usage: a.Usage,
+			Permissions: a.Permissions, Channels: a.Channels, Usage: a.Usage, Connections: a.Connections,
 		}
 		if !made.paired() {
 			return nil, fmt.Errorf("image of state %d: the relayed addresses and deadlines of allocation %d do not fit", im.Seq, a.ID)
+		}
+		for _, c := range a.Connections {
+			if c.ID == 0 || s.byConnection[c.ID] != nil {
+				return nil, fmt.Errorf("image of state %d: connection %v of allocation %d is none, or another's", im.Seq, c.ID, a.ID)
+			}
 		}
 		s.insert(made)
 	}

@@ -36,6 +36,7 @@ func laws(t *rapid.T) {
 	actions := []func(){
 		w.allocate, w.allocate, w.reserve, w.redeem, w.dual, w.refresh, w.refreshOne, w.permit, w.permit, w.bind, w.bind, w.retransmit,
 		w.pass, w.pass, w.restart, w.reconfigure, w.closeOne, w.use, w.twin,
+		w.allocateTCP, w.connect, w.accept, w.bindConnection, w.disconnect,
 	}
 	for range rapid.IntRange(1, 60).Draw(t, "steps") {
 		actions[rapid.IntRange(0, len(actions)-1).Draw(t, "action")]()
@@ -63,6 +64,7 @@ func worldCallers(t tb) []*caller {
 	return []*caller{
 		alice(), bob().with(algorithmSHA256, true), v6, newCaller("bob", "builder", alice().Client.String()),
 		newCaller("alice", "wonderland", "198.51.100.1:5001"),
+		alice().over(TCP), bob().over(TLS),
 		timeLimitedCaller("carol", "north", at(2*time.Hour), "198.51.100.3:5000"),
 		timeLimitedCaller("carol", "south", at(9*time.Hour), "198.51.100.3:5001"),
 		holder, holder.without(), tokenCaller(t, at(0), 9*time.Hour, "198.51.100.4:5000").with(algorithmSHA256, false),
@@ -245,6 +247,65 @@ func (w *world) reconfigure() {
 	}
 }
 
+func (w *world) allocateTCP() {
+	w.request(stun.MethodAllocate, transport(6), w.lifetime())
+}
+
+func (w *world) connect() {
+	w.dialled = Dialled(w.pick(4, "outcome"))
+	got := w.request(stun.MethodConnect, w.peer())
+	if got == nil || got.code != 0 {
+		return
+	}
+	if w.dialled != DialConnected || w.by.Protocol == UDP || len(got.events) == 0 {
+		w.Errorf("%v: a Connect succeeded that came to %d, with events %v", w.by, w.dialled, describeAll(got.events))
+	}
+}
+
+// accept is a connection that a peer makes.
+func (w *world) accept() {
+	id := AllocationID(w.pick(int(w.state.last)+1, "id"))
+	peer := rapid.SampledFrom([]string{peerA, peerA2, peerB, peerV6, "10.0.0.1:1"}).Draw(w.t, "peer")
+	w.lastTx++
+	e, ok := AcceptPeer(w.state, &w.rules, id, addrPort(peer), [32]byte{byte(w.lastTx), byte(w.lastTx >> 8)}, w.now)
+	if !ok {
+		return
+	}
+	if a := w.state.Allocation(id); a.Permission(addrPort(peer).Addr()) == nil {
+		w.Errorf("allocation %d takes a connection of %s, which has no permission", id, peer)
+	}
+	w.record(e)
+}
+
+// bindConnection is a ConnectionBind from a data connection.
+func (w *world) bindConnection() {
+	id := ConnectionID(w.pick(9, "no connection"))
+	for c := range w.state.byConnection {
+		id = max(id, c) // any will do, and always the same
+	}
+	who := newCaller("alice", "wonderland", "198.51.100.1:6000").over(TCP)
+	if rapid.Bool().Draw(w.t, "bob") {
+		who = newCaller("bob", "builder", "198.51.100.2:6000").over(TLS)
+	}
+	a := w.state.byConnection[id]
+	w.lastTx++
+	got := w.send(who, who.signed(w.gate, w.now, stun.MethodConnectionBind, txid(w.lastTx), []stun.Setter{
+		set(stun.AttrConnectionID, byte(id>>24), byte(id>>16), byte(id>>8), byte(id)),
+	}))
+	if got != nil && got.code == 0 && (a == nil || a.Username != who.user || a.Connection(id).Client != who.FiveTuple) {
+		w.Errorf("%v bound connection %v of %+v", who, id, a)
+	}
+}
+
+func (w *world) disconnect() {
+	for a := range w.state.Allocations() {
+		if len(a.Connections) > 0 {
+			w.record(Disconnect(w.state, a.ID, a.Connections[w.pick(len(a.Connections), "connection")].ID, ReasonPeerClosed)...)
+			return
+		}
+	}
+}
+
 func (w *world) closeOne() {
 	w.record(Close(w.state, AllocationID(w.pick(int(w.state.last)+1, "id")), ReasonOperator)...)
 }
@@ -316,6 +377,7 @@ func cloneImage(im Image) Image {
 		a := &im.Allocations[i]
 		a.Relayed, a.Permissions = slices.Clone(a.Relayed), slices.Clone(a.Permissions)
 		a.Channels, a.Usage, a.Until = slices.Clone(a.Channels), slices.Clone(a.Usage), slices.Clone(a.Until)
+		a.Connections = slices.Clone(a.Connections)
 	}
 	return im
 }
@@ -324,12 +386,18 @@ func cloneImage(im Image) Image {
 func checkState(t tb, s *State, maxLifetime time.Duration) {
 	t.Helper()
 	owners, realms := map[holder]int{}, map[string]int{}
-	relayed := 0
+	relayed, connections := 0, 0
 	first, some := time.Duration(0), false
 	for a := range s.Allocations() {
 		owners[holderOf(a.Realm, a.Username)]++
 		realms[a.Realm]++
 		relayed += len(a.Relayed)
+		connections += len(a.Connections)
+		for i, c := range a.Connections {
+			if !a.TCP() || s.byConnection[c.ID] != a || i > 0 && a.Connections[i-1].ID >= c.ID {
+				t.Errorf("connection %v of allocation %d, for transport %d, is not in its place", c.ID, a.ID, a.Transport)
+			}
+		}
 		if a.ID == 0 || a.ID > s.last || s.byFiveTuple[a.FiveTuple] != a {
 			t.Errorf("allocation %d is not in its place, the last is %d", a.ID, s.last)
 		}
@@ -361,6 +429,9 @@ func checkState(t tb, s *State, maxLifetime time.Duration) {
 	}
 	if len(s.byFiveTuple) != len(s.allocations) || len(s.byRelayed) != relayed {
 		t.Errorf("got %d five-tuples and %d relayed addresses for %d and %d", len(s.byFiveTuple), len(s.byRelayed), len(s.allocations), relayed)
+	}
+	if len(s.byConnection) != connections {
+		t.Errorf("got %d connections by id, want %d", len(s.byConnection), connections)
 	}
 	if !maps.Equal(owners, s.byOwner) || !maps.Equal(realms, s.byRealm) {
 		t.Errorf("got owners %v and realms %v, want %v and %v", s.byOwner, s.byRealm, owners, realms)
@@ -394,6 +465,9 @@ func checkAllocation(t tb, now Moment, a *Allocation, maxLifetime time.Duration)
 	}
 	if end := a.Deadline; !a.paired() || a.Deadline != end {
 		t.Errorf("allocation %d relays %v until %v, and ends at %v", a.ID, a.Relayed, a.Until, end)
+	}
+	for _, c := range a.Connections {
+		within(c.ID, c.Deadline, ConnectionLifetime)
 	}
 	bound := map[netip.AddrPort]bool{}
 	for i, c := range a.Channels {

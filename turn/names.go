@@ -91,21 +91,24 @@ type Reason uint8
 
 // Reasons of AllocationDeleted, PermissionRevoked, ChannelRevoked and ReservationRevoked.
 const (
-	ReasonClient       Reason = 1 // Refresh with a lifetime of zero
-	ReasonOperator     Reason = 2 // closed through the admin socket
-	ReasonPortTaken    Reason = 3 // the relayed port could not be bound again at start
-	ReasonPolicy       Reason = 4 // a reload forbids the peer
-	ReasonUserRemoved  Reason = 5 // a reload removed the user
-	ReasonStreamClosed Reason = 6 // the client's stream ended
-	ReasonRestart      Reason = 7 // a stream's allocation does not outlive the server
-	ReasonSocket       Reason = 8 // the relayed socket failed
-	ReasonListenerGone Reason = 9 // no listener serves the five-tuple's server address any more
+	ReasonClient       Reason = 1  // Refresh with a lifetime of zero
+	ReasonOperator     Reason = 2  // closed through the admin socket
+	ReasonPortTaken    Reason = 3  // the relayed port could not be bound again at start
+	ReasonPolicy       Reason = 4  // a reload forbids the peer
+	ReasonUserRemoved  Reason = 5  // a reload removed the user
+	ReasonStreamClosed Reason = 6  // the client's stream ended
+	ReasonRestart      Reason = 7  // a stream's allocation does not outlive the server
+	ReasonSocket       Reason = 8  // the relayed socket failed
+	ReasonListenerGone Reason = 9  // no listener serves the five-tuple's server address any more
+	ReasonPeerClosed   Reason = 20 // the peer closed its connection, or it failed
+	ReasonUnbound      Reason = 21 // no client bound the connection in time
 )
 
 var reasonNames = map[Reason]string{
 	ReasonClient: "client", ReasonOperator: "operator", ReasonPortTaken: "port-taken",
 	ReasonPolicy: "policy", ReasonUserRemoved: "user-removed", ReasonStreamClosed: "stream-closed",
 	ReasonRestart: "restart", ReasonSocket: "socket", ReasonListenerGone: "listener-gone",
+	ReasonPeerClosed: "peer-closed", ReasonUnbound: "unbound",
 }
 
 func (r Reason) String() string {

@@ -68,7 +68,7 @@ func (r *realm) offered(nonce []byte) offer {
 
 // nonceMAC fills dst with the front of the MAC.
 func (g *Gate) nonceMAC(dst []byte, cookie string, what []byte, client netip.AddrPort) {
-	packed := pack(client)
+	packed := pack(netip.AddrPortFrom(client.Addr(), 0)) // whatever the port: a data connection has another (RFC 6062 section 4.2)
 	var text [cookieLength + 1 + nonceTime + len(packed)]byte
 	n := copy(text[:], cookie)
 	n += copy(text[n:], what)

@@ -15,6 +15,7 @@ type PortPlan struct {
 	state       *State
 	ip          netip.Addr
 	first, last uint16
+	transport   uint8
 	even        bool
 	pair        bool
 	entropy     [32]byte
@@ -22,6 +23,9 @@ type PortPlan struct {
 
 // Pair says whether the port after each candidate is to be bound with it: it will be reserved.
 func (p *PortPlan) Pair() bool { return p.pair }
+
+// TCP says whether the addresses are to take connections, not datagrams.
+func (p *PortPlan) TCP() bool { return p.transport == transportTCP }
 
 // Candidates walks a bounded number of addresses no allocation has, in an order
 // drawn from the entropy: by chance first, so that ports cannot be guessed, and

@@ -1,6 +1,7 @@
 package turn
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"sync"
@@ -16,6 +17,9 @@ type Reply struct {
 	Unauthenticated bool // whoever asked has proved nothing: the answer is to be rate-limited
 	NonceReturned   bool // whoever asked has returned a nonce of ours, so the address is really theirs
 	Username        string
+
+	Connection ConnectionID // that a Connect made, zero for none
+	Bound      ConnectionID // that a ConnectionBind bound, zero for none
 
 	mapped      netip.AddrPort
 	relayed     []netip.AddrPort
@@ -104,6 +108,9 @@ func (r *Reply) addAttributes(m *stun.Message) {
 	}
 	if r.hasLifetime {
 		m.Add(stun.AttrLifetime, []byte{byte(r.lifetime >> 24), byte(r.lifetime >> 16), byte(r.lifetime >> 8), byte(r.lifetime)})
+	}
+	if r.Connection != 0 {
+		m.Add(stun.AttrConnectionID, binary.BigEndian.AppendUint32(nil, uint32(r.Connection)))
 	}
 	if r.token != (ReservationToken{}) {
 		m.Add(stun.AttrReservationToken, r.token[:])

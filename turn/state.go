@@ -22,14 +22,15 @@ type State struct {
 	snapshot SnapshotTaken
 	config   [32]byte // digest of the configuration in force
 
-	allocations map[AllocationID]*Allocation
-	byFiveTuple map[FiveTuple]*Allocation
-	byRelayed   map[netip.AddrPort]*Allocation
-	byOwner     map[holder]int // allocations and reservations
-	byRealm     map[string]int // the same
-	ports       map[netip.Addr]*portSet
-	ends        ends
-	answers     answers
+	allocations  map[AllocationID]*Allocation
+	byFiveTuple  map[FiveTuple]*Allocation
+	byRelayed    map[netip.AddrPort]*Allocation
+	byConnection map[ConnectionID]*Allocation
+	byOwner      map[holder]int // allocations and reservations
+	byRealm      map[string]int // the same
+	ports        map[netip.Addr]*portSet
+	ends         ends
+	answers      answers
 
 	reservations reservations
 }
@@ -37,13 +38,14 @@ type State struct {
 // NewState is the state before the first event.
 func NewState() *State {
 	return &State{
-		allocations: map[AllocationID]*Allocation{},
-		byFiveTuple: map[FiveTuple]*Allocation{},
-		byRelayed:   map[netip.AddrPort]*Allocation{},
-		byOwner:     map[holder]int{},
-		byRealm:     map[string]int{},
-		ports:       map[netip.Addr]*portSet{},
-		answers:     newAnswers(),
+		allocations:  map[AllocationID]*Allocation{},
+		byFiveTuple:  map[FiveTuple]*Allocation{},
+		byRelayed:    map[netip.AddrPort]*Allocation{},
+		byConnection: map[ConnectionID]*Allocation{},
+		byOwner:      map[holder]int{},
+		byRealm:      map[string]int{},
+		ports:        map[netip.Addr]*portSet{},
+		answers:      newAnswers(),
 
 		reservations: newReservations(),
 	}
@@ -82,10 +84,10 @@ func (s *State) ByFiveTuple(t FiveTuple) *Allocation { return s.byFiveTuple[t] }
 // ByRelayed is the allocation with the relayed transport address a, nil where there is none.
 func (s *State) ByRelayed(a netip.AddrPort) *Allocation { return s.byRelayed[a] }
 
-// relays says whether peer is the relayed transport address of an allocation that is live at m.
-func (s *State) relays(peer netip.AddrPort, m Moment) bool {
+// relays says whether peer is the relayed transport address of an allocation for transport that is live at m.
+func (s *State) relays(peer netip.AddrPort, transport uint8, m Moment) bool {
 	a := s.byRelayed[peer]
-	return a != nil && !a.Deadline.Passed(m)
+	return a != nil && a.Transport == transport && !a.Deadline.Passed(m)
 }
 
 // Owned counts the allocations and reservations of an owner (see [Owner]) in a realm.
@@ -134,6 +136,7 @@ type Allocation struct {
 	Until       []Deadline   // of each relayed address, where there are two
 	Permissions []Permission // by peer
 	Channels    []Channel    // by number
+	Connections []Connection // of TCP, by id
 	Usage       []Usage      // by channel, peer and path
 
 	end   time.Duration // earliest deadline of this and all it holds, or before it where stale
@@ -231,6 +234,11 @@ func (a *Allocation) earliest() time.Duration {
 	}
 	for i := range a.Channels {
 		end = min(end, a.Channels[i].Deadline.Uptime)
+	}
+	for i := range a.Connections {
+		if c := &a.Connections[i]; !c.bound() {
+			end = min(end, c.Deadline.Uptime)
+		}
 	}
 	return end
 }

@@ -19,15 +19,16 @@ const (
 )
 
 const (
-	stunHeader       = 20
-	stunMagic        = 0x2112A442
-	channelHeader    = 4
-	typeSend         = 0x0016 // Send indication
-	typeData         = 0x0017 // Data indication
-	attrPeerAddress  = 0x0012
-	attrData         = 0x0013
-	attrDontFragment = 0x001A
-	attrFingerprint  = 0x8028
+	stunHeader         = 20
+	stunMagic          = 0x2112A442
+	channelHeader      = 4
+	typeSend           = 0x0016 // Send indication
+	typeData           = 0x0017 // Data indication
+	typeConnectionBind = 0x000b // ConnectionBind request
+	attrPeerAddress    = 0x0012
+	attrData           = 0x0013
+	attrDontFragment   = 0x001A
+	attrFingerprint    = 0x8028
 )
 
 // ChannelHeader is the length in bytes of the header of a ChannelData message.

@@ -19,6 +19,7 @@ type flow struct {
 	toClient sockaddr
 	sockets  []*relayed
 	probes   atomic.Bool // its client has sent with DONT-FRAGMENT
+	takers   []*relayed  // of TCP, in place of sockets
 	gone     atomic.Bool // the allocation has ended; caches must not use it
 	grants   atomic.Pointer[grants]
 	token    atomic.Pointer[turn.SealedToken] // that the client proved itself by, nil for none
@@ -26,7 +27,8 @@ type flow struct {
 	own      [2]uint64
 	lent     uint32 // what is to be given back for them, 0 for nothing
 
-	indications counters                   // of Send and Data
+	indications counters // of Send and Data
+	connections peerCounters
 	past        map[pastBinding]turn.Usage // of bindings that have ended; the committer's
 }
 
@@ -99,8 +101,22 @@ func (f *flow) fromPeer(peer netip.AddrPort, now int64) (b *binding, permitted b
 
 // permits says whether peer and the client may send to each other.
 func (f *flow) permits(peer netip.Addr, now int64) bool {
-	p, r := f.grants.Load().permission(peer), f.socketFor(peer)
-	return p != nil && p.deadline.Load() > now && r != nil && r.deadline.Load() > now
+	r := f.socketFor(peer)
+	return r != nil && r.permits(peer, now)
+}
+
+// permits says whether peer may send to r.
+func (r *relayed) permits(peer netip.Addr, now int64) bool {
+	p := r.flow.grants.Load().permission(peer)
+	return p != nil && p.deadline.Load() > now && r.deadline.Load() > now
+}
+
+// addresses are the relayed addresses of f, of either kind.
+func (f *flow) addresses() []*relayed {
+	if len(f.takers) > 0 {
+		return f.takers
+	}
+	return f.sockets
 }
 
 // socketFor is the socket of the family of peer, nil where there is none.
@@ -115,7 +131,7 @@ func (f *flow) socketFor(peer netip.Addr) *relayed {
 
 // prolong moves the end of a relayed address, or of all where a is none.
 func (f *flow) prolong(until int64, a netip.AddrPort) {
-	for _, r := range f.sockets {
+	for _, r := range f.addresses() {
 		if !r.ended && (!a.IsValid() || r.address == a) {
 			r.deadline.Store(until)
 		}
@@ -189,6 +205,7 @@ func (f *flow) changedUsage() (events []turn.Event) {
 	if e, changed := f.indications.changed(f.id, 0, netip.AddrPort{}); changed {
 		events = append(events, e)
 	}
+	events = append(events, f.connections.changed(f.id)...)
 	for _, b := range f.grants.Load().byNumber {
 		if e, changed := b.counters.changed(f.id, b.number, b.peer); changed {
 			events = append(events, e)
@@ -210,7 +227,7 @@ func (f *flow) held() turn.SealedToken {
 
 // assume makes the grants of f those of a.
 func (f *flow) assume(a *turn.Allocation) {
-	for _, r := range f.sockets {
+	for _, r := range f.addresses() {
 		f.prolong(int64(a.DeadlineFor(r.address.Addr()).Uptime), r.address)
 	}
 	f.token.Store(&a.Token)

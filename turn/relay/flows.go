@@ -13,13 +13,25 @@ import (
 // flows is the flow table: what the log grants, as the data path looks it up. The
 // committer changes it, the shards read it.
 type flows struct {
-	byID     map[turn.AllocationID]*flow // the committer's
-	relayed  stripes[*flow]              // by relayed address, for peers on this host
+	mu       sync.Mutex // guards byID, which only the committer changes
+	byID     map[turn.AllocationID]*flow
+	relayed  stripes[*flow] // by relayed address, for peers on this host
 	sockets  *socketPool
 	meters   Meters   // nil: flows have their own
 	closing  []socket // of flows that were removed
 	len      atomic.Int64
 	listener func(netip.AddrPort, turn.Protocol) *listener
+	conns    *peerConns
+}
+
+// transportTCP is REQUESTED-TRANSPORT of a TCP allocation.
+const transportTCP = 6
+
+// of is the flow of an allocation, for whoever is not the committer.
+func (t *flows) of(id turn.AllocationID) *flow {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byID[id]
 }
 
 // stripes is a map by address in pieces with a lock each, so that shards do not
@@ -87,7 +99,7 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 	for _, e := range r.Events {
 		switch e := e.(type) {
 		case turn.AllocationCreated:
-			t.add(e.Allocation, e.FiveTuple, e.Relayed, r.Moment.Uptime+time.Duration(e.Lifetime)*time.Second)
+			t.add(e.Allocation, e.FiveTuple, e.Transport == transportTCP, e.Relayed, r.Moment.Uptime+time.Duration(e.Lifetime)*time.Second)
 		case turn.AllocationRefreshed:
 			on(e.Allocation, func(f *flow) { f.prolong(end(time.Duration(e.Lifetime)*time.Second), netip.AddrPort{}) })
 		case turn.AllocationDeleted:
@@ -117,6 +129,8 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 			on(e.Allocation, func(f *flow) { final = append(final, t.unrelay(f, e.Relayed)...) })
 		case turn.RelayedExpired:
 			on(e.Allocation, func(f *flow) { final = append(final, t.unrelay(f, e.Relayed)...) })
+		case turn.PeerDisconnected:
+			t.conns.end(e.Connection)
 		case turn.ReservationExpired:
 			t.release(e.Relayed)
 		case turn.ReservationRevoked:
@@ -128,7 +142,7 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 
 // add makes the flow of an allocation, whose sockets the pool has. Without them, or
 // without its listener or stream, there is nothing to relay.
-func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.AddrPort, deadline time.Duration) *flow {
+func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, tcp bool, addresses []netip.AddrPort, deadline time.Duration) *flow {
 	l := t.listener(ft.Server, ft.Protocol)
 	if l == nil {
 		return nil
@@ -152,9 +166,15 @@ func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.A
 		}
 		r := &relayed{address: a, socket: s, flow: f}
 		r.deadline.Store(int64(deadline))
-		f.sockets = append(f.sockets, r)
+		if tcp {
+			f.takers = append(f.takers, r)
+		} else {
+			f.sockets = append(f.sockets, r)
+		}
 	}
+	t.mu.Lock()
 	t.byID[id] = f
+	t.mu.Unlock()
 	t.len.Add(1)
 	for _, r := range f.sockets {
 		t.relayed.set(r.address, f)
@@ -163,7 +183,7 @@ func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, addresses []netip.A
 	if c != nil {
 		c.attach(f)
 	}
-	for _, r := range f.sockets {
+	for _, r := range f.addresses() {
 		r.socket.serve(r)
 	}
 	return f
@@ -185,7 +205,9 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 		return nil
 	}
 	f.gone.Store(true)
+	t.mu.Lock()
 	delete(t.byID, id)
+	t.mu.Unlock()
 	t.len.Add(-1)
 	if f.listener.flows.get(f.client) == f {
 		f.listener.flows.delete(f.client)
@@ -193,8 +215,11 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 	if f.stream != nil {
 		f.stream.detach(f)
 	}
-	for _, r := range f.sockets {
+	for _, r := range f.addresses() {
 		t.end(r)
+	}
+	if len(f.takers) > 0 {
+		t.conns.close(func(c *peerConn) bool { return c.allocation == id })
 	}
 	if f.lent != 0 {
 		t.meters.ReleaseMeters(f.lent)
@@ -216,7 +241,8 @@ func (t *flows) end(r *relayed) {
 
 // unrelay ends a relayed address of f, with what goes by it. It yields the final usage of that.
 func (t *flows) unrelay(f *flow, a netip.AddrPort) (final []turn.Event) {
-	for _, r := range f.sockets {
+	t.conns.close(func(c *peerConn) bool { return c.allocation == f.id && c.peer.Addr().Is4() == a.Addr().Is4() })
+	for _, r := range f.addresses() {
 		if r.address == a {
 			t.end(r)
 		}
@@ -244,7 +270,7 @@ func (t *flows) release(a netip.AddrPort) {
 
 // adopt makes the flow of an allocation of a replayed state.
 func (t *flows) adopt(a *turn.Allocation) {
-	if f := t.add(a.ID, a.FiveTuple, a.Relayed, a.Deadline.Uptime); f != nil {
+	if f := t.add(a.ID, a.FiveTuple, a.TCP(), a.Relayed, a.Deadline.Uptime); f != nil {
 		f.assume(a)
 	}
 }

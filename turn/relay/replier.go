@@ -31,8 +31,11 @@ func (s *Server) release(b *batch) {
 
 func (p *replier) send(r outgoing, b []byte) {
 	if r.stream != nil {
+		r.stream.bound.Store(uint32(r.bound))
 		r.stream.reply(b)
-		r.stream.answered()
+		if !r.unasked {
+			r.stream.answered()
+		}
 		return
 	}
 	if p.out == nil {

@@ -12,7 +12,7 @@ import (
 )
 
 func newWriter(s *Server, state *turn.State, rules turn.Rules) *writer {
-	return &writer{s: s, state: state, rules: rules, open: &batch{}, timer: time.NewTimer(time.Hour)}
+	return &writer{s: s, state: state, rules: rules, open: &batch{}, timer: time.NewTimer(time.Hour), dials: dials{}}
 }
 
 // configured records that t is in force, and revokes what it forbids.
@@ -124,7 +124,7 @@ func (s *Server) reopen(state *turn.State) []turn.Event {
 // openEach opens relayed addresses into the pool, and yields those that are not to be had any more.
 func (s *Server) openEach(addresses []netip.AddrPort, shard int) (lost []netip.AddrPort) {
 	for _, a := range addresses {
-		if err := s.openAll([]netip.AddrPort{a}, shard); err != nil {
+		if err := s.openAll([]netip.AddrPort{a}, shard, false); err != nil {
 			s.log.Warn().Err(err).Stringer("relayed", a).Msg("relayed address ends: it cannot be bound again")
 			lost = append(lost, a)
 		}

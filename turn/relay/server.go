@@ -59,6 +59,8 @@ type Server struct {
 	spare    sync.Pool // of batches
 
 	hands hands // of streams
+	conns peerConns
+	tcp   sync.WaitGroup // of relayed addresses and connections of TCP allocations
 	crowd crowd
 	ended ended
 
@@ -94,7 +96,7 @@ func New(c Config) (*Server, error) {
 	if _, err := io.ReadFull(c.Entropy, s.indications[:]); err != nil {
 		return nil, fmt.Errorf("draw entropy: %w", err)
 	}
-	s.flows.byID, s.flows.sockets, s.flows.listener = map[turn.AllocationID]*flow{}, &s.pool, s.listenerOf
+	s.flows.byID, s.flows.conns, s.flows.sockets, s.flows.listener = map[turn.AllocationID]*flow{}, &s.conns, &s.pool, s.listenerOf
 	s.cap = c.Cap
 	s.writer = newWriter(s, c.State, c.Settings.Rules)
 	s.use(c.Settings)
@@ -201,7 +203,10 @@ func (s *Server) listen(l *listener) error {
 }
 
 // openRelayed opens the relayed transport address a in a shard.
-func (s *Server) openRelayed(a netip.AddrPort, shard int) (socket, error) {
+func (s *Server) openRelayed(a netip.AddrPort, shard int, tcp bool) (socket, error) {
+	if tcp {
+		return s.openTCP(a)
+	}
 	if s.config.Net != nil {
 		c, err := s.openNet(a)
 		if err != nil {
@@ -282,6 +287,7 @@ func (s *Server) Run(ctx context.Context, cause func() string) error {
 			err = errors.Join(err, a.close())
 		}
 	}
+	s.conns.close(func(*peerConn) bool { return true })
 	s.crowd.stop()
 	err = errors.Join(err, group.Wait())
 	close(stopWriter)
@@ -328,6 +334,8 @@ func (s *Server) close() error {
 	}
 	s.closeRemoved()
 	s.pool.closeAll(nil)
+	s.conns.close(func(*peerConn) bool { return true })
+	s.tcp.Wait()
 	var errs []error
 	for _, l := range s.listeners {
 		for _, fd := range l.fds {
@@ -385,7 +393,7 @@ func (s *Server) judge(o origin) (*turn.Request, *turn.Gate, *turn.Reply) {
 		return nil, nil, reply
 	}
 	s.stats.requests[q.Method&15].Add(1)
-	if q.Method == stun.MethodAllocate {
+	if q.Method == stun.MethodAllocate || q.Method == stun.MethodConnect {
 		if _, err := io.ReadFull(s.config.Entropy, q.Entropy[:]); err != nil {
 			s.log.Error().Err(err).Msg("no entropy")
 			return nil, nil, nil

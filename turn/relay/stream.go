@@ -40,6 +40,7 @@ type stream struct {
 	flow      atomic.Pointer[flow] // of its allocation, nil while it has none
 	gone      atomic.Bool          // it has ended: nothing it asked for is decided any more
 	requests  atomic.Int32         // that wait for their answer
+	bound     atomic.Uint32        // the connection that a ConnectionBind bound, zero for none
 
 	mu      sync.Mutex // guards the fields below
 	changed sync.Cond
@@ -59,7 +60,16 @@ func newStream(s *Server, l *listener, conn net.Conn, client netip.AddrPort) *st
 func (c *stream) serve() {
 	written := make(chan struct{})
 	go func() { c.writeAll(); close(written) }()
-	err := c.readAll()
+	early, err := c.readAll(nil)
+	for errors.Is(err, errBinds) {
+		if p := c.binds(); p != nil {
+			c.shut() // all is written
+			<-written
+			c.pipe(p, early)
+			break
+		}
+		early, err = c.readAll(early)
+	}
 	if errors.Is(err, io.EOF) {
 		c.drain()
 	}
@@ -89,40 +99,40 @@ func (c *stream) drain() {
 	}
 }
 
-// readAll takes frames until there are no more.
-func (c *stream) readAll() error {
-	b, filled := make([]byte, firstBuffer), 0
+// readAll takes frames, the first of which are in early, until there are no more. After errBinds it yields what follows.
+func (c *stream) readAll(early []byte) (rest []byte, err error) {
+	b := make([]byte, max(firstBuffer, len(early)))
 	if c.datagrams {
 		b = make([]byte, turn.MaxStreamFrame)
 	}
+	filled := copy(b, early)
 	last := time.Now() // of a whole frame, or of the end of an allocation
-	for {
-		if c.flow.Load() != nil {
-			last = time.Now()
-		}
-		if err := c.conn.SetReadDeadline(last.Add(c.server.config.Streams.Idle)); err != nil {
-			return err
-		}
-		n, err := c.conn.Read(b[filled:])
-		if filled += n; n > 0 {
+	for fresh := filled > 0; ; fresh = true {
+		if fresh {
 			taken, failed := c.take(b[:filled])
-			if failed != nil {
-				return failed
-			}
 			if taken > 0 {
 				last = time.Now()
 			}
 			filled = copy(b, b[taken:filled])
+			if failed != nil {
+				return b[:filled], failed
+			}
 			if b, failed = c.grow(b, filled); failed != nil {
-				return failed
+				return nil, failed
+			}
+			if err != nil && (!errors.Is(err, os.ErrDeadlineExceeded) || c.flow.Load() == nil) {
+				return nil, err
 			}
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) && c.flow.Load() != nil {
-			continue
+		if c.flow.Load() != nil {
+			last = time.Now()
 		}
-		if err != nil {
-			return err
+		if err := c.conn.SetReadDeadline(last.Add(c.server.config.Streams.Idle)); err != nil {
+			return nil, err
 		}
+		var n int
+		n, err = c.conn.Read(b[filled:])
+		filled += n
 	}
 }
 
@@ -170,6 +180,9 @@ func (c *stream) take(b []byte) (taken int, err error) {
 			hands.give(h) // the writer may be waited for
 			c.request(frame)
 			h = hands.borrow(c.server)
+			if turn.IsConnectionBind(frame) {
+				return taken, errBinds
+			}
 		default:
 			c.server.stats.drop(DropMalformed)
 		}

@@ -317,7 +317,8 @@ func (w *writer) streamsEnded() {
 	}
 }
 
-// orphans are the ends, for a reason, of the allocations whose stream is not there.
+// orphans are the ends, for a reason, of the allocations whose stream is not there, and of connections
+// that are not open.
 func (s *Server) orphans(state *turn.State, why turn.Reason) (events []turn.Event) {
 	for a := range state.Allocations() {
 		t := a.FiveTuple
@@ -326,6 +327,12 @@ func (s *Server) orphans(state *turn.State, why turn.Reason) (events []turn.Even
 		}
 		if l := s.listenerOf(t.Server, t.Protocol); l == nil || l.streams.get(t.Client) == nil {
 			events = append(events, turn.AllocationDeleted{Allocation: a.ID, Reason: why})
+			continue
+		}
+		for _, c := range a.Connections {
+			if s.conns.get(c.ID) == nil {
+				events = append(events, turn.PeerDisconnected{Allocation: a.ID, Connection: c.ID, Reason: why})
+			}
 		}
 	}
 	return events

@@ -1,7 +1,10 @@
 package relay
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
+	"sync"
 	"sync/atomic"
 
 	"turnstone/turn"
@@ -47,4 +50,38 @@ func (c *counters) restore(u turn.Usage) {
 	c.toClientPackets.Store(u.ToClient.Packets)
 	c.toClientBytes.Store(u.ToClient.Bytes)
 	c.recorded = u
+}
+
+// peerCounters count what a TCP allocation relayed, by peer: over all its connections with one.
+type peerCounters struct {
+	mu sync.Mutex // guards of
+	of map[netip.AddrPort]*counters
+}
+
+// connection is the counters of a peer.
+func (f *flow) connection(peer netip.AddrPort) *counters {
+	p := &f.connections
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.of[peer]
+	if c == nil {
+		if p.of == nil {
+			p.of = map[netip.AddrPort]*counters{}
+		}
+		c = new(counters)
+		p.of[peer] = c
+	}
+	return c
+}
+
+// changed is what was counted since it was last asked, by peer.
+func (p *peerCounters) changed(id turn.AllocationID) (events []turn.Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, peer := range slices.SortedFunc(maps.Keys(p.of), netip.AddrPort.Compare) {
+		if e, changed := p.of[peer].changed(id, 0, peer); changed {
+			events = append(events, e)
+		}
+	}
+	return events
 }

@@ -47,7 +47,9 @@ type batch struct {
 // outgoing is an encoded reply: bytes[from:to] of its batch.
 type outgoing struct {
 	listener *listener
-	stream   *stream // nil: the client sent a datagram
+	stream   *stream           // nil: the client sent a datagram
+	unasked  bool              // an indication
+	bound    turn.ConnectionID // of a ConnectionBind
 	shard    int
 	client   netip.AddrPort
 	from, to int
@@ -83,6 +85,7 @@ type writer struct {
 	rules   turn.Rules
 	open    *batch
 	refused refused
+	dials   dials
 	timer   *time.Timer
 }
 
@@ -186,7 +189,7 @@ func ends(e turn.Event) bool {
 	switch e.Kind() {
 	case turn.KindAllocationDeleted, turn.KindAllocationExpired, turn.KindPermissionExpired,
 		turn.KindPermissionRevoked, turn.KindChannelExpired, turn.KindChannelRevoked,
-		turn.KindRelayedDeleted, turn.KindRelayedExpired:
+		turn.KindRelayedDeleted, turn.KindRelayedExpired, turn.KindPeerDisconnected:
 		return true
 	}
 	return false
@@ -209,6 +212,17 @@ func (w *writer) request(r request) {
 	if len(d.Ports) > 0 {
 		d = turn.DecideBound(w.state, &w.rules, r.Request, m, w.bindPorts(d.Ports, r.shard))
 	}
+	if d.Dial != nil {
+		var decided bool
+		if d, decided = w.dial(r, *d.Dial, m); !decided {
+			return
+		}
+	}
+	w.answer(r, d)
+}
+
+// answer puts what was decided of r into the open record.
+func (w *writer) answer(r request, d turn.Decision) {
 	w.apply(d.Events...)
 	b := w.open
 	if w.s.config.Datapath != nil && slices.ContainsFunc(d.Events, ends) {
@@ -217,10 +231,12 @@ func (w *writer) request(r request) {
 	}
 	from := len(b.bytes)
 	b.bytes = d.Reply.Append(b.bytes)
-	b.replies = append(b.replies, r.outgoing(from, len(b.bytes)))
+	out := r.outgoing(from, len(b.bytes))
+	out.bound = d.Reply.Bound
+	b.replies = append(b.replies, out)
 	w.s.counted(d.Reply, r.FiveTuple.Client.Addr())
 	if d.Reply.Code != 0 && len(d.Events) == 0 {
-		w.refused.remember(r, b.bytes[from:], m)
+		w.refused.remember(r, b.bytes[from:], w.begin())
 	}
 }
 
@@ -259,7 +275,7 @@ func (w *writer) bindPort(p *turn.PortPlan, shard int) []netip.AddrPort {
 		if p.Pair() {
 			bound = append(bound, netip.AddrPortFrom(a.Addr(), a.Port()+1))
 		}
-		err := w.s.openAll(bound, shard)
+		err := w.s.openAll(bound, shard, p.TCP())
 		if err == nil {
 			return bound
 		}
@@ -272,9 +288,9 @@ func (w *writer) bindPort(p *turn.PortPlan, shard int) []netip.AddrPort {
 }
 
 // openAll opens addresses into the pool, all or none.
-func (s *Server) openAll(addresses []netip.AddrPort, shard int) error {
+func (s *Server) openAll(addresses []netip.AddrPort, shard int, tcp bool) error {
 	for i, a := range addresses {
-		k, err := s.openRelayed(a, shard)
+		k, err := s.openRelayed(a, shard, tcp)
 		if err != nil {
 			for _, opened := range addresses[:i] {
 				if k, ok := s.pool.take(opened); ok {
@@ -339,6 +355,10 @@ func (w *writer) resume(state *turn.State, f failure) {
 	held := append(f.batch.held, w.open.held...)
 	w.state, w.open, w.refused = state, w.s.newBatch(), refused{}
 	final := w.s.flows.reconcile(state)
+	w.s.conns.close(func(c *peerConn) bool {
+		a := state.Allocation(c.allocation)
+		return a == nil || a.Connection(c.id) == nil
+	})
 	w.s.pool.closeAll(state)
 	w.open.held, w.open.ends = held, true
 	w.apply(turn.LogRecovered{Cause: f.err.Error()})
