@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -34,6 +35,7 @@ type GateConfig struct {
 	CredentialGrace time.Duration // how long past its expiry a time-limited credential may refresh; <0: without end
 	Lookup          Lookup        // of a directory, nil for none
 	LookupSHA256    bool          // it knows the SHA-256 keys of everybody
+	Discoveries     []Discovery   // where RFC 5780 is served
 }
 
 // Gate authenticates requests (RFC 8489 section 9.2). It keeps nothing of
@@ -43,11 +45,13 @@ type Gate struct {
 	realms realms
 	tokens tokens
 	macs   sync.Pool // of nonceHash
+
+	discoveries map[netip.AddrPort]*Discovery // by where requests arrive
 }
 
 // NewGate makes a Gate; the slices in c belong to it from then on.
 func NewGate(c GateConfig) *Gate {
-	g := &Gate{GateConfig: c, realms: newRealms(&c), tokens: newTokens(&c)}
+	g := &Gate{GateConfig: c, realms: newRealms(&c), tokens: newTokens(&c), discoveries: discoveriesAt(c.Discoveries)}
 	g.macs.New = func() any { return &nonceHash{Hash: hmac.New(sha256.New, c.NonceKey[:])} }
 	return g
 }
@@ -128,8 +132,9 @@ func decodeRequest(msg *stun.Message, frame []byte) bool {
 func (g *Gate) binding(q *Request, msg *stun.Message) *Reply {
 	var left stun.Attributes
 	list, _ := proven(msg)
+	d := g.discovery(q.FiveTuple)
 	for _, a := range list {
-		if !iceAttribute(a.Type) {
+		if !iceAttribute(a.Type) && (d == nil || !discoveryAttribute(a.Type)) {
 			left = append(left, a)
 		}
 	}
@@ -140,6 +145,9 @@ func (g *Gate) binding(q *Request, msg *stun.Message) *Reply {
 		return r
 	}
 	r.mapped = q.FiveTuple.Client
+	if d != nil {
+		d.prepare(r, q.FiveTuple, list)
+	}
 	return r
 }
 

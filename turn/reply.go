@@ -17,6 +17,8 @@ type Reply struct {
 	Unauthenticated bool // whoever asked has proved nothing: the answer is to be rate-limited
 	NonceReturned   bool // whoever asked has returned a nonce of ours, so the address is really theirs
 	Username        string
+	Origin          netip.AddrPort // the listener it is to be sent from, where that is for the request to say
+	Port            uint16         // of the client it is to be sent to, see [Reply.To]
 
 	Connection ConnectionID // that a Connect made, zero for none
 	Bound      ConnectionID // that a ConnectionBind bound, zero for none
@@ -29,7 +31,10 @@ type Reply struct {
 	hasLifetime bool
 	alternates  []netip.AddrPort // with 300
 	domain      string           // of the certificate of alternates, empty for none
-	realm       string           // with nonce, on 401 and 438
+	other       netip.AddrPort   // with Origin: OTHER-ADDRESS
+	padding     int              // bytes of PADDING, where padded
+	padded      bool
+	realm       string // with nonce, on 401 and 438
 	nonce       string
 	algorithms  []byte // with nonce
 	thirdParty  string // name of this server for an authorization server, on 401
@@ -118,6 +123,7 @@ func (r *Reply) addAttributes(m *stun.Message) {
 	if r.mapped.IsValid() {
 		addXOR(m, stun.AttrXORMappedAddress, r.mapped)
 	}
+	r.addDiscovery(m)
 }
 
 func addXOR(m *stun.Message, kind stun.AttrType, a netip.AddrPort) {

@@ -76,7 +76,9 @@ func (s *Server) netFromClient(l *listener, client netip.AddrPort, frame []byte)
 	case turn.FrameSTUN:
 		if !turn.IsSend(frame) {
 			if reply := s.admit(l, 0, client, frame, now); reply != nil {
-				_, _ = l.conn.WriteTo(reply.Append(nil), udpAddr(client))
+				if o := s.originOf(reply, l); o != nil {
+					_, _ = o.conn.WriteTo(reply.Append(nil), udpAddr(reply.To(client)))
+				}
 			}
 			return
 		}

@@ -236,6 +236,15 @@ func (s *Server) listenerOf(a netip.AddrPort, p turn.Protocol) *listener {
 	return nil
 }
 
+// originOf is the listener that r, which answers a request that came to l, is to be sent from. It is nil where
+// that is configured and not open yet.
+func (s *Server) originOf(r *turn.Reply, l *listener) *listener {
+	if !r.Origin.IsValid() || r.Origin == l.Address {
+		return l
+	}
+	return s.listenerOf(r.Origin, turn.UDP)
+}
+
 // Ready says whether requests are being answered: the server runs and its log takes records.
 func (s *Server) Ready() bool {
 	select {

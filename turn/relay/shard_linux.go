@@ -282,9 +282,16 @@ func (h *shard) request(l *listener, fd int, client netip.AddrPort, frame []byte
 	if reply == nil {
 		return
 	}
+	switch o := h.server.originOf(reply, l); o {
+	case l:
+	case nil:
+		return
+	default:
+		fd = o.fds[h.index]
+	}
 	h.out.room(fd, maxReply)
 	b := reply.Append(h.out.take(maxReply))
-	to := sockaddrOf(client)
+	to := sockaddrOf(reply.To(client))
 	h.out.push(fd, &to, b, nil, hop{}, true)
 }
 

@@ -102,6 +102,7 @@ func (c *Config) resolve(h host) (Resolved, error) {
 	r.Streams.Proxies, err = networks(c.ProxyProtocolFrom)
 	p.check("proxy-protocol-from", err)
 	r.Gate = c.gate(&p)
+	r.Gate.Discoveries = c.discoveries(r.Listeners, r.Rules.Relays, &p)
 	r.Gate.Realms = c.realms(r.Gate.Realm, h.own, r.Listeners, &p)
 	for _, one := range r.Gate.Realms {
 		r.Rules.Realms = append(r.Rules.Realms, one.Name)
