@@ -279,11 +279,16 @@ func (c *stream) queued() {
 	}
 }
 
-// cutOff ends the stream, with mu held.
+// cutOff ends the stream of a client that does not take its answers, with mu held.
 func (c *stream) cutOff(why error) {
-	c.closed = true
 	c.server.stats.cutOff.Add(1)
 	c.server.sampled.Info().Err(why).Stringer("client", c.client).Msg("stream cut off")
+	c.end()
+}
+
+// end ends the stream, with mu held.
+func (c *stream) end() {
+	c.closed = true
 	c.changed.Broadcast()
 	go c.conn.Close() //nolint:errcheck // reader and writer end; it may wait to tell the client
 }
@@ -312,8 +317,13 @@ func (c *stream) writeAll() {
 		}
 		c.changed.Broadcast()
 		if err != nil {
-			if !c.closed {
+			var stalled net.Error
+			switch {
+			case c.closed:
+			case errors.As(err, &stalled) && stalled.Timeout():
 				c.cutOff(err)
+			default: // the client left
+				c.end()
 			}
 			return
 		}

@@ -364,6 +364,27 @@ func TestStreamsAreCutOff(t *testing.T) {
 	})
 }
 
+// TestClientsThatLeaveAreNotCutOff has clients go away while data is on its way to them.
+func TestClientsThatLeaveAreNotCutOff(t *testing.T) {
+	g := serveTest(t, withStreams(t))
+	data := make([]byte, 1200)
+	for range 30 {
+		c, peer := g.streamClient(turn.TCP).allocate(), peerOf(t)
+		c.bind(0x4000, peer.addr)
+		for range 20 {
+			peer.send(c.relayed, data)
+		}
+		_ = c.stream.Close() // with a reset, for what was not read
+		eventually(t, "its allocation ends", func() bool {
+			peer.send(c.relayed, data)
+			return g.store.state().Len() == 0
+		})
+	}
+	if n := g.Counters().StreamsCutOff; n != 0 {
+		t.Errorf("got %d streams cut off, want none", n)
+	}
+}
+
 func TestStreamsAreBounded(t *testing.T) {
 	g := serveTest(t, func(c *Config) {
 		withStreams(t)(c)
