@@ -78,7 +78,7 @@ func TestAdmitWithDirectory(t *testing.T) {
 			case err != nil:
 				t.Fatal(err)
 			case reply != nil:
-				got = int(reply.Code)
+				got = reply.Code
 			case q == nil || q.Username != tt.who.user:
 				t.Errorf("got request %+v", q)
 			}

@@ -226,7 +226,7 @@ func (a *dtlsAccepter) associate(client netip.AddrPort, hello []byte, cookie str
 			_ = instead.conn.Close()
 			<-instead.done
 		}
-		a.server.serveStream(a.listener, conn, client, func() (net.Conn, error) { return conn, a.server.shake(conn) })
+		a.server.serveStream(a.listener, client, func() (net.Conn, error) { return conn, a.server.shake(conn) })
 	}, n.end)
 }
 

@@ -188,7 +188,7 @@ func (s *Server) serveTCP(l *listener, conn net.Conn) {
 		}
 		conn, peer = proxied, addrOf(proxied)
 	}
-	s.serveStream(l, conn, peer, func() (net.Conn, error) {
+	s.serveStream(l, peer, func() (net.Conn, error) {
 		if l.Protocol != turn.TLS {
 			return conn, nil
 		}
@@ -238,7 +238,7 @@ var (
 )
 
 // serveStream serves client on the connection that secure yields, which may take a handshake.
-func (s *Server) serveStream(l *listener, raw net.Conn, client netip.AddrPort, secure func() (net.Conn, error)) {
+func (s *Server) serveStream(l *listener, client netip.AddrPort, secure func() (net.Conn, error)) {
 	source := sourceOf(client.Addr())
 	if !s.crowd.waits(source, s.config.Streams.MaxIdle) {
 		s.refuseStream(client, errIdleStreams)
