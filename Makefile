@@ -47,8 +47,8 @@ qemu: ## Run the tests of kernel/ on Debian's 6.1 and 6.12 kernels, in qemu
 differential: ## Hold ten million frames through the XDP program against the model in Go
 	TURNSTONE_DIFFERENTIAL=10000000 $(GO) test -timeout 60m -count 1 -v -run '^TestDifferential$$' ./kernel
 
-soak: tools ## The long tests: 50 kills under load, tens of thousands of crash states, a billion packets over recycled slots
-	TURNSTONE_SOAK=1 $(GO) test -timeout 120m -count 1 -v -run 'Restart|CrashState' ./test ./store
+soak: tools ## The long tests: 50 kills under load, 20 under kernel traffic, tens of thousands of crash states, a billion packets over recycled slots
+	TURNSTONE_SOAK=1 $(GO) test -timeout 120m -count 1 -v -run 'Restart|CrashState|KernelRelaysOnWhile|KernelRelaysEvery' ./test ./store
 	TURNSTONE_CHURN=1 $(GO) test -timeout 150m -count 1 -v -run '^TestRecycledSlots$$' ./kernel
 
 bench: tools build ## Measure against coturn and pion, with medians over several runs
