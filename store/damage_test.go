@@ -214,8 +214,23 @@ func forgeThird(b *bbolt.Bucket, f func(v []byte)) error {
 	return b.Put(k, reseal(v))
 }
 
+// lastHolds is a log whose last segment has at least n records.
+func lastHolds(t *testing.T, n int) (dir string) {
+	t.Helper()
+	for records := 300; ; records++ {
+		dir, _ = filled(t, 14, records)
+		r, err := OpenReader(filepath.Join(dir, FileName))
+		must(t, err)
+		st, err := r.Stat()
+		must(t, err)
+		if st.Segments[len(st.Segments)-1].Records >= uint64(n) {
+			return dir
+		}
+	}
+}
+
 func TestForgedRecordsAreDiagnosed(t *testing.T) {
-	dir, _ := filled(t, 14, 300)
+	dir := lastHolds(t, 5)
 	var damage *CorruptError
 	for name, forge := range forgeries {
 		sealed := copyLog(t, dir)
