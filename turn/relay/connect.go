@@ -262,14 +262,17 @@ func (s *Server) disconnected(c *peerConn, why turn.Reason) {
 // errBinds says that what follows on a stream depends on the answer to a ConnectionBind.
 var errBinds = errors.New("a connection is to be bound")
 
-// binds waits for the answer to a ConnectionBind and yields the connection it bound, nil where it was refused.
-func (c *stream) binds() *peerConn {
+// binds waits for the answer to a ConnectionBind. Where that bound a connection it yields it, nil if it has ended since.
+func (c *stream) binds() (p *peerConn, bound bool) {
+	timer := time.AfterFunc(bindTimeout, c.shut)
+	defer timer.Stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for !c.closed && (c.requests.Load() > 0 || len(c.out) > 0 || c.busy) {
 		c.changed.Wait()
 	}
-	return c.server.conns.get(turn.ConnectionID(c.bound.Load()))
+	id := turn.ConnectionID(c.bound.Load())
+	return c.server.conns.get(id), id != 0 || c.closed
 }
 
 // pipe relays between the client, who has said early already, and p, until both have said their last or one of them fails.

@@ -22,8 +22,10 @@ const (
 	helloBuffer  = 8 << 10 // while there is no allocation
 )
 
-// lastAnswers is how long a client that has said its last waits for the answers.
-const lastAnswers = 5 * time.Second
+const (
+	lastAnswers = 5 * time.Second     // that a client which has said its last waits for the answers
+	bindTimeout = turn.AnswerLifetime // that one which binds a connection does
+)
 
 // hopOfStream is what a datagram to a peer has where nothing came in an IP packet of its own: the usual TTL
 // and no DSCP (RFC 8656 section 15).
@@ -62,13 +64,17 @@ func (c *stream) serve() {
 	go func() { c.writeAll(); close(written) }()
 	early, err := c.readAll(nil)
 	for errors.Is(err, errBinds) {
-		if p := c.binds(); p != nil {
-			c.shut() // all is written
-			<-written
-			c.pipe(p, early)
-			break
+		p, bound := c.binds()
+		if !bound {
+			early, err = c.readAll(early)
+			continue
 		}
-		early, err = c.readAll(early)
+		c.shut() // all is written
+		<-written
+		if p != nil {
+			c.pipe(p, early)
+		}
+		break
 	}
 	if errors.Is(err, io.EOF) {
 		c.drain()

@@ -74,6 +74,11 @@ func (b *batch) settle(err error) {
 // fail tells everyone who waits for b that it failed. Its replies never leave.
 func (b *batch) fail(err error) {
 	b.settle(err)
+	for _, r := range b.replies {
+		if r.stream != nil && !r.unasked {
+			r.stream.answered()
+		}
+	}
 	b.after, b.replies = nil, nil
 }
 
