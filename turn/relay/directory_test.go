@@ -138,8 +138,9 @@ func TestNobodyIsAskedForWithoutANonce(t *testing.T) {
 		c.user = fmt.Sprintf("user%d", i)
 		c.do(438, stun.MethodAllocate, udpTransport)
 	}
-	other := g.client("dora").greet()
-	c.nonce = other.nonce // of another address
+	other := g.client("dora")
+	other.endpointUDP = listenUDP(t, netip.AddrPortFrom(relayIP, 0), false)
+	c.nonce = other.greet().nonce // of another address
 	c.do(438, stun.MethodAllocate, udpTransport)
 	c.exchange(stun.MustBuild(stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest), udpTransport))
 	if got := d.total(); got != 0 {
