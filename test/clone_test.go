@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"turnstone/internal/testenv"
 
@@ -35,7 +36,7 @@ func TestFreshCloneRuns(t *testing.T) {
 	run := exec.Command(testenv.Tool(t, "make"), "run")
 	run.Dir = clone
 	out := startLines(t, s, run)
-	eventually(t, "make run is ready", func() error {
+	within(t, 5*time.Minute, "make run is ready", func() error { // it builds first
 		if !strings.Contains(out.String(), "turnstone ready on udp://127.0.0.1:3478") {
 			return fmt.Errorf("it said %q", out)
 		}

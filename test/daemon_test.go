@@ -332,11 +332,17 @@ func decode[T any](t testing.TB, s string) (v T) {
 // eventually waits until f yields nil.
 func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
+	within(t, patience, what, f)
+}
+
+// within is eventually for what may take longer, or must not take as long.
+func within(t testing.TB, limit time.Duration, what string, f func() error) {
+	t.Helper()
 	var err error
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if err = f(); err == nil {
 			return
 		}
 	}
-	t.Fatalf("%s: not after %v: %v", what, patience, err)
+	t.Fatalf("%s: not after %v: %v", what, limit, err)
 }

@@ -20,7 +20,7 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision 
 		return q.refuse(CodeAllocationMismatch)
 	case q.malformed, !q.hasTransport:
 		return q.refuse(CodeBadRequest)
-	case q.transport != transportUDP && q.transport != transportTCP:
+	case q.transport != transportUDP && (q.transport != transportTCP || r.NoConnections):
 		return q.refuse(CodeUnsupportedTransport)
 	case q.hasToken && q.evenPort:
 		return q.refuse(CodeBadRequest)

@@ -33,6 +33,7 @@ func TestAllocate(t *testing.T) {
 		{"NoTransport", nil, nil, 400, 0, false},
 		{"TransportOfOtherLength", nil, []stun.Setter{set(stun.AttrRequestedTransport, 17)}, 400, 0, false},
 		{"TCPOverUDP", nil, []stun.Setter{transport(6)}, 400, 0, false},
+		{"TCPForbidden", func(c *core) { c.rules.NoConnections = true }, []stun.Setter{transport(6)}, 442, 0, false},
 		{"SCTP", nil, []stun.Setter{transport(132)}, 442, 0, false},
 		{"FirstOfDuplicates", nil, []stun.Setter{transport(17), transport(6)}, 0, 600, false},
 		{"LaterDuplicateIsNotLookedAt", nil, []stun.Setter{transport(17), set(stun.AttrRequestedTransport)}, 0, 600, false},

@@ -54,6 +54,8 @@ type Rules struct {
 
 	Storage  Room
 	Draining bool // no new allocations
+
+	NoConnections bool // no allocations for TCP (RFC 6062)
 }
 
 // relay is the address relayed transport addresses of a family (4 or 6) are made of.

@@ -99,7 +99,7 @@ func (s *Server) reopen(state *turn.State) []turn.Event {
 	for shard := range workers {
 		group.Go(func() error {
 			for i := shard; i < len(all); i += workers {
-				lost[i] = s.openEach(all[i].Relayed, shard)
+				lost[i] = s.openEach(all[i].ID, all[i].Relayed, shard)
 			}
 			return nil
 		})
@@ -114,18 +114,19 @@ func (s *Server) reopen(state *turn.State) []turn.Event {
 		}
 	}
 	for _, r := range state.Reservations() {
-		if len(s.openEach([]netip.AddrPort{r.Relayed}, 0)) > 0 {
+		if len(s.openEach(0, []netip.AddrPort{r.Relayed}, 0)) > 0 {
 			gone = append(gone, turn.ReservationRevoked{Relayed: r.Relayed, Reason: turn.ReasonPortTaken})
 		}
 	}
 	return gone
 }
 
-// openEach opens relayed addresses into the pool, and yields those that are not to be had any more.
-func (s *Server) openEach(addresses []netip.AddrPort, shard int) (lost []netip.AddrPort) {
+// openEach opens relayed addresses of an allocation, or of a reservation, into the pool, and yields those that are not to
+// be had any more.
+func (s *Server) openEach(of turn.AllocationID, addresses []netip.AddrPort, shard int) (lost []netip.AddrPort) {
 	for _, a := range addresses {
 		if err := s.openAll([]netip.AddrPort{a}, shard, false); err != nil {
-			s.log.Warn().Err(err).Stringer("relayed", a).Msg("relayed address ends: it cannot be bound again")
+			s.log.Warn().Err(err).Uint64("allocation", uint64(of)).Stringer("relayed", a).Msg("a relayed address ends: it cannot be bound again")
 			lost = append(lost, a)
 		}
 	}

@@ -60,8 +60,9 @@ type Auth struct {
 
 // Peers says who may be reached through the relay.
 type Peers struct {
-	Allow []string `toml:"allow" flag:"allow-peer" arg:"CIDR" env:"ALLOW_PEERS" doc:"Networks (CIDR) peers may be in although they are private, local or denied. Only a /32 or /128 opens an address of this host itself."`
-	Deny  []string `toml:"deny" flag:"deny-peer" arg:"CIDR" env:"DENY_PEERS" doc:"Networks (CIDR) peers may not be in, besides private, local and special ones."`
+	Allow       []string `toml:"allow" flag:"allow-peer" arg:"CIDR" env:"ALLOW_PEERS" doc:"Networks (CIDR) peers may be in although they are private, local or denied. Only a /32 or /128 opens an address of this host itself."`
+	Connections string   `toml:"connections" flag:"peer-connections" arg:"on|off" env:"PEER_CONNECTIONS" doc:"on: clients on TCP and TLS may make allocations that relay connections of peers (RFC 6062). off: they are refused with 442."`
+	Deny        []string `toml:"deny" flag:"deny-peer" arg:"CIDR" env:"DENY_PEERS" doc:"Networks (CIDR) peers may not be in, besides private, local and special ones."`
 }
 
 // Limits bound what clients can take.
@@ -154,6 +155,7 @@ func Default() Config {
 			MaxPermissions: 1024, MaxChannels: 1024, DefaultLifetime: Duration(10 * time.Minute), MaxLifetime: Duration(time.Hour),
 			ChannelRange: "rfc5766", ICMPErrors: "probing", MaxStreams: 16384, MaxIdleStreams: 256, UnauthRate: 100, UnauthBurst: 1000,
 		},
+		Peers:  Peers{Connections: "on"},
 		Kernel: Kernel{Mode: "auto", XDP: "auto", Instance: "default", MaxChannels: 16384},
 		Log:    Log{Level: "info", Format: "auto"},
 	}

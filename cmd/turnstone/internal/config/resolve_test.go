@@ -351,6 +351,7 @@ func TestResolveErrors(t *testing.T) {
 		"LifetimeShort":     {func(c *Config) { c.Limits.DefaultLifetime = 0 }, "limits.default-lifetime: 0s is less than 1s"},
 		"LifetimesReversed": {func(c *Config) { c.Limits.MaxLifetime = Duration(time.Minute) }, "limits.max-lifetime: 1m is less than the default lifetime, 10m"},
 		"LifetimeLong":      {func(c *Config) { c.Limits.MaxLifetime = Duration(25 * time.Hour) }, "limits.max-lifetime: 25h is more than 24h"},
+		"Connections":       {func(c *Config) { c.Peers.Connections = "yes" }, `peers.connections: "yes" is none of on, off`},
 		"ICMPErrors":        {func(c *Config) { c.Limits.ICMPErrors = "some" }, `limits.icmp-errors: "some" is none of probing, all, none`},
 		"ChannelRange":      {func(c *Config) { c.Limits.ChannelRange = "rfc1" }, `limits.channel-range: "rfc1" is none of rfc5766, rfc8656`},
 		"KernelMode":        {func(c *Config) { c.Kernel.Mode = "perhaps" }, `kernel.mode: "perhaps" is none of auto, required, off`},

@@ -29,6 +29,8 @@ func (c *Config) rules(own []netip.Addr, listeners []relay.Listener, p *problems
 	if c.Limits.ChannelRange == "rfc8656" {
 		r.LastChannel = turn.ChannelLast
 	}
+	r.NoConnections = c.Peers.Connections == "off"
+	p.check("peers.connections", oneOf(c.Peers.Connections, "on", "off"))
 	c.Limits.check(p)
 	var err error
 	r.FirstPort, r.LastPort, err = portRange(c.RelayPorts)

@@ -119,7 +119,7 @@ var keys = map[string]key{
 	"min-port":                          ports,
 	"max-port":                          ports,
 	"no-udp-relay":                      refused("relaying over UDP is what the server is for"),
-	"no-tcp-relay":                      always("TCP allocations (RFC 6062) are not made"),
+	"no-tcp-relay":                      sets("peers.connections", "off"),
 	"server-relay":                      refused("a peer is heard only where the client installed a permission for it (RFC 8656 section 9)"),
 	"keep-address-family":               refused("a client that asks for no family gets IPv4 (RFC 8656 section 7.2)"),
 	"allocation-default-address-family": family,
