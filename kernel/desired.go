@@ -14,6 +14,7 @@ type Reason string
 const (
 	ReasonFull       Reason = "the kernel's maps are full"
 	ReasonStream     Reason = "the client's transport is a stream"
+	ReasonAdrift     Reason = "the client is gone, and may come back from elsewhere"
 	ReasonPermission Reason = "the peer has no permission"
 	ReasonPort       Reason = "its port is none that the program was loaded for: restart the daemon"
 	ReasonWrite      Reason = "a map could not be written; it is tried again"
@@ -97,7 +98,10 @@ func toClient(a *turn.Allocation, c turn.Channel, relayed netip.AddrPort, s surr
 }
 
 func (w *want) arrive(a *turn.Allocation, s surroundings) {
-	if a.FiveTuple.Protocol != turn.UDP {
+	switch {
+	case a.Adrift:
+		w.reason = ReasonAdrift
+	case a.FiveTuple.Protocol != turn.UDP:
 		w.reason = ReasonStream
 	}
 	if w.reason == "" {

@@ -117,6 +117,10 @@ func allocationOf(e turn.Event) turn.AllocationID {
 		return e.Allocation
 	case turn.RelayedExpired:
 		return e.Allocation
+	case turn.AllocationMoved:
+		return e.Allocation
+	case turn.FiveTupleLeft:
+		return e.Allocation
 	}
 	return 0
 }
@@ -151,10 +155,13 @@ func (r *reconciler) lowerListeners() {
 	r.guardListeners()
 }
 
-// raise has the guard of a's listener live as long as a may.
+// raise has the guards of a's listeners live as long as a may.
 func (r *reconciler) raise(a *turn.Allocation) {
-	if a != nil {
-		r.until[a.FiveTuple.Server] = max(r.until[a.FiveTuple.Server], a.Deadline.Uptime)
+	if a == nil {
+		return
+	}
+	for t := range a.FiveTuples() {
+		r.until[t.Server] = max(r.until[t.Server], a.Deadline.Uptime)
 	}
 }
 

@@ -147,6 +147,9 @@ func (c *script) draw(t *rapid.T) turn.Record {
 		if rapid.Bool().Draw(t, "dual") {
 			e.Relayed = append(e.Relayed, netip.AddrPortFrom(relay6, e.Relayed[0].Port()))
 		}
+		if at := place(t); c.s.ByFiveTuple(at) == nil && rapid.Bool().Draw(t, "where somebody was") {
+			e.FiveTuple = at
+		}
 		return c.record(e)
 	}
 	a := c.s.Allocation(rapid.SampledFrom(ids).Draw(t, "allocation"))
@@ -166,7 +169,11 @@ func (c *script) draw(t *rapid.T) turn.Record {
 		peer = netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(rapid.IntRange(1, 20).Draw(t, "peer v6"))}), 4000)
 	}
 	channel := turn.ChannelNumber(0x4000 + rapid.IntRange(0, 6).Draw(t, "channel"))
-	switch rapid.IntRange(0, 5).Draw(t, "kind") {
+	switch rapid.IntRange(0, 9).Draw(t, "kind") {
+	case 6, 7, 8, 9:
+		if e := c.moves(t, a); e != nil {
+			return c.record(e)
+		}
 	case 0:
 		return c.record(turn.AllocationDeleted{Allocation: a.ID, Reason: turn.ReasonClient})
 	case 1:
@@ -186,6 +193,36 @@ func (c *script) draw(t *rapid.T) turn.Record {
 		return c.record(turn.AllocationRefreshed{Allocation: a.ID, Lifetime: 600})
 	}
 	return c.record(turn.ChannelBound{Allocation: a.ID, Channel: channel, Peer: peer})
+}
+
+// place is a five-tuple that clients come to and leave.
+func place(t *rapid.T) turn.FiveTuple {
+	p := rapid.SampledFrom([]turn.Protocol{turn.UDP, turn.UDP, turn.TLS}).Draw(t, "protocol")
+	ip := netip.AddrFrom4([4]byte{198, 51, 100, byte(200 + rapid.IntRange(0, 3).Draw(t, "place"))})
+	return turn.FiveTuple{Client: netip.AddrPortFrom(ip, 7000), Server: listener4, Protocol: p}
+}
+
+// moves is a step of the client of a on its way, nil for none.
+func (c *script) moves(t *rapid.T, a *turn.Allocation) turn.Event {
+	if a.Ticket == 0 {
+		return turn.TicketIssued{Allocation: a.ID}
+	}
+	var events []turn.Event
+	for at := range a.FiveTuples() {
+		switch rapid.IntRange(0, 4).Draw(t, "step") {
+		case 0:
+			events = turn.Leave(c.s, at, turn.ReasonStreamClosed)
+		case 1, 2:
+			events = turn.Arrive(c.s, at)
+		}
+	}
+	if at := place(t); len(events) == 0 && c.s.ByFiveTuple(at) == nil {
+		return turn.AllocationMoved{Allocation: a.ID, FiveTuple: at, Ticket: a.Ticket + 1}
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	return events[0]
 }
 
 func (c *script) created() turn.AllocationCreated {
@@ -600,6 +637,50 @@ func TestFamiliesOfOneAllocationEndOnTheirOwn(t *testing.T) {
 	c.now = 1801
 	apply(turn.AllocationExpired{Allocation: id})
 	want(keys(0, 0, 0, 0))
+}
+
+// TestFlowsGoWithTheirClient has a client move (RFC 8016): its flows go by the five-tuple it had until it has left that.
+func TestFlowsGoWithTheirClient(t *testing.T) {
+	c := newScript()
+	g := newRig(1024, 1024, &plain{}, c.s.Clone())
+	created := c.created()
+	id, home := created.Allocation, created.FiveTuple
+	away, secure := home, home
+	away.Client = netip.MustParseAddrPort("198.51.100.200:7000")
+	secure.Client, secure.Protocol = netip.MustParseAddrPort("198.51.100.201:7000"), turn.TLS
+	peer := netip.MustParseAddrPort("203.0.113.1:4000")
+	want := func(client turn.FiveTuple, carried bool, events ...turn.Event) {
+		t.Helper()
+		if err := g.apply(c.record(events...)); err != nil {
+			t.Fatal(err)
+		}
+		if why := g.wrong(); why != "" {
+			t.Fatal(why)
+		}
+		up, down := Key{Remote: client.Client, Local: client.Server, Channel: 0x4000}, Key{Remote: peer, Local: created.Relayed[0]}
+		flows := 0
+		for k, at := range g.index.m {
+			raw := g.t.flows[at.slot]
+			f := flowOf(&raw)
+			if f.Kind == Guard {
+				continue
+			}
+			flows++
+			if k != up && k != down || k == down && f.Destination != client.Client {
+				t.Errorf("%v leads to %v, want the client at %v", k, f.Destination, client.Client)
+			}
+		}
+		if carried != (flows == 2) || !carried && flows != 0 {
+			t.Errorf("got %d flows for a client at %v", flows, client)
+		}
+	}
+	want(home, true, created, turn.TicketIssued{Allocation: id}, turn.ChannelBound{Allocation: id, Channel: 0x4000, Peer: peer})
+	want(home, true, turn.AllocationMoved{Allocation: id, FiveTuple: away, Ticket: 2})
+	want(away, true, turn.Arrive(c.s, away)...)
+	want(away, true, turn.AllocationMoved{Allocation: id, FiveTuple: secure, Ticket: 3})
+	want(secure, false, turn.Arrive(c.s, secure)...)
+	want(secure, false, turn.Leave(c.s, secure, turn.ReasonStreamClosed)...)
+	want(home, true, turn.AllocationMoved{Allocation: id, FiveTuple: home, Ticket: 4})
 }
 
 func TestUsageIsCumulativeAcrossSlotsRunsAndRebinding(t *testing.T) {

@@ -90,6 +90,15 @@ var samples = []sample{
 		Client: turn.FiveTuple{Client: netip.AddrPortFrom(addr6, 2), Server: netip.AddrPortFrom(addr6, 3478), Protocol: turn.TCP},
 	}},
 	{"PeerDisconnected", turn.PeerDisconnected{Allocation: 3, Connection: 1, Reason: turn.ReasonPeerClosed}},
+	{"TicketIssued", turn.TicketIssued{Allocation: 2, Tx: tx(11)}},
+	{"AllocationMoved", turn.AllocationMoved{
+		Allocation: 2, Tx: tx(12), Ticket: 2,
+		FiveTuple: turn.FiveTuple{Client: netip.AddrPortFrom(addr6, 5001), Server: netip.AddrPortFrom(addr6, 3478), Protocol: turn.TLS},
+	}},
+	{"FiveTupleLeft", turn.FiveTupleLeft{
+		Allocation: 2, Reason: turn.ReasonMoved,
+		FiveTuple: turn.FiveTuple{Client: netip.AddrPortFrom(addr4, 5000), Server: netip.AddrPortFrom(addr4, 3478), Protocol: turn.UDP},
+	}},
 	{"ReservationRevoked", turn.ReservationRevoked{Relayed: netip.AddrPortFrom(addr4, 49153), Reason: turn.ReasonUserRemoved}},
 }
 
@@ -173,6 +182,9 @@ func (t *traffic) event() turn.Event {
 	if a.TCP() && t.rng.IntN(3) == 0 {
 		return t.connection(a)
 	}
+	if t.rng.IntN(10) == 0 {
+		return t.mobile(a)
+	}
 	switch {
 	case roll < 30:
 		return turn.AllocationRefreshed{Allocation: id, Tx: t.tx(), Lifetime: uint32(600 + t.rng.IntN(3000))}
@@ -245,6 +257,24 @@ func (t *traffic) connection(a *turn.Allocation) turn.Event {
 		return turn.PeerDisconnected{Allocation: a.ID, Connection: c.ID, Reason: turn.ReasonPeerClosed}
 	}
 	return turn.PeerConnected{Allocation: a.ID, Tx: t.tx(), Connection: turn.ConnectionID(1 + t.rng.Uint32N(1<<31)), Peer: t.peer()}
+}
+
+// mobile is about where the client of an allocation is.
+func (t *traffic) mobile(a *turn.Allocation) turn.Event {
+	if a.Ticket == 0 {
+		return turn.TicketIssued{Allocation: a.ID, Tx: t.tx()}
+	}
+	for ft := range a.FiveTuples() {
+		if t.rng.IntN(4) == 0 {
+			return turn.FiveTupleLeft{Allocation: a.ID, FiveTuple: ft, Reason: turn.ReasonStreamClosed}
+		}
+	}
+	e := turn.AllocationMoved{Allocation: a.ID, Tx: t.tx(), FiveTuple: a.FiveTuple, Ticket: a.Ticket + 1}
+	ip := [16]byte{0x20, 0x01, 0x0d, 0xb8}
+	tx := t.tx()
+	copy(ip[4:], tx[:])
+	e.FiveTuple.Client = netip.AddrPortFrom(netip.AddrFrom16(ip), 5000)
+	return e
 }
 
 // reserved is a reservation made by an allocation, of an address that is free, else nil.

@@ -25,7 +25,7 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision 
 	case q.hasToken && q.evenPort:
 		return q.refuse(CodeBadRequest)
 	}
-	if code := cmp.Or(q.asksTCP(), q.asksFamilies()); code != 0 {
+	if code := cmp.Or(q.asksTCP(), q.asksFamilies(), q.asksMobility(r)); code != 0 {
 		return q.refuse(code)
 	}
 	if q.hasToken {
@@ -81,6 +81,10 @@ func DecideBound(s *State, r *Rules, q *Request, m Moment, bound []netip.AddrPor
 	}
 	reply := q.reply(0)
 	reply.grant(r, q, relayed, e.Lifetime)
+	if q.hasTicket {
+		events = append(events, TicketIssued{Allocation: e.Allocation, Tx: q.Tx})
+		reply.ticketed(s, r, e.Allocation, 1)
+	}
 	if reply.lacks = q.lacking(r, relayed); reply.lacks != (lack{}) {
 		events = append(events, FamilyRefused{Allocation: e.Allocation, Tx: q.Tx, Family: reply.lacks.family, Code: reply.lacks.code})
 	}

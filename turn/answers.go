@@ -54,6 +54,7 @@ type answer struct {
 	addresses  [2]packedAddr    // Allocate only, likewise below: relayed, or those of other servers
 	token      ReservationToken // zero for none
 	lacks      lack
+	ticket     uint32 // number of the mobility ticket, 0 for none; of a Refresh too
 }
 
 // list is the addresses that were given.

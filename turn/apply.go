@@ -151,6 +151,12 @@ func (s *State) apply(e Event) error {
 			a.used(e)
 		}
 		return nil
+	case TicketIssued:
+		return s.on(e.Allocation, func(a *Allocation) error { return s.ticketed(a, e) })
+	case AllocationMoved:
+		return s.on(e.Allocation, func(a *Allocation) error { return s.moved(a, e) })
+	case FiveTupleLeft:
+		return s.on(e.Allocation, func(a *Allocation) error { return s.left(a, e) })
 	case ClientRedirected:
 		return s.redirected(e)
 	case EpochBegan:
@@ -217,7 +223,9 @@ func (s *State) created(e AllocationCreated) error {
 // insert puts a into every index.
 func (s *State) insert(a *Allocation) {
 	s.allocations[a.ID] = a
-	s.byFiveTuple[a.FiveTuple] = a
+	for t := range a.FiveTuples() {
+		s.byFiveTuple[t] = a
+	}
 	for _, r := range a.Relayed {
 		s.byRelayed[r] = a
 		s.usePort(r)
@@ -241,7 +249,9 @@ func (s *State) usePort(r netip.AddrPort) {
 func (s *State) remove(a *Allocation) {
 	s.ends.remove(a)
 	delete(s.allocations, a.ID)
-	delete(s.byFiveTuple, a.FiveTuple)
+	for t := range a.FiveTuples() {
+		delete(s.byFiveTuple, t)
+	}
 	for _, r := range a.Relayed {
 		delete(s.byRelayed, r)
 		s.ports[r.Addr()].remove(r.Port())
@@ -339,7 +349,7 @@ func (a *Allocation) used(e UsageRecorded) {
 	a.Usage = slices.Insert(a.Usage, i, u)
 }
 
-// answer remembers that tx was answered with success.
+// answer remembers that tx was answered with success, at each five-tuple of a: it is repeated where it came from.
 func (s *State) answer(a *Allocation, k Kind, tx TransactionID, lifetime uint32) {
 	given := answer{allocation: a.ID, lifetime: lifetime}
 	if k == KindAllocationCreated {
@@ -347,5 +357,14 @@ func (s *State) answer(a *Allocation, k Kind, tx TransactionID, lifetime uint32)
 			given.addresses[i] = pack(r)
 		}
 	}
-	s.answers.remember(transactionOf(a.FiveTuple, k, tx), given, s.moment)
+	t := transactionOf(a.FiveTuple, k, tx)
+	if a.Ticket == 0 {
+		s.answers.remember(t, given, s.moment)
+		return
+	}
+	for ft := range a.FiveTuples() {
+		t = transactionOf(ft, k, tx)
+		given.ticket = s.answers.of[t].ticket // of a move that came with it
+		s.answers.remember(t, given, s.moment)
+	}
 }

@@ -1,6 +1,7 @@
 package turn
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"time"
@@ -12,6 +13,7 @@ import (
 const (
 	attrAdditionalAddressFamily stun.AttrType = 0x8000
 	attrAddressErrorCode        stun.AttrType = 0x8001
+	attrMobilityTicket          stun.AttrType = 0x8030 // RFC 8016
 )
 
 // Codes of refusals (RFC 8489 section 14.8, RFC 8656 section 19, RFC 6062 section 6.3).
@@ -20,6 +22,7 @@ const (
 	CodeBadRequest           = 400
 	CodeUnauthenticated      = 401
 	CodeForbidden            = 403
+	CodeMobilityForbidden    = 405 // RFC 8016 section 3.4
 	CodeUnknownAttribute     = 420
 	CodeAllocationMismatch   = 437
 	CodeStaleNonce           = 438
@@ -39,6 +42,7 @@ var reasonPhrases = map[int]string{
 	CodeBadRequest:           "Bad Request",
 	CodeUnauthenticated:      "Unauthenticated",
 	CodeForbidden:            "Forbidden",
+	CodeMobilityForbidden:    "Mobility Forbidden",
 	CodeUnknownAttribute:     "Unknown Attribute",
 	CodeAllocationMismatch:   "Allocation Mismatch",
 	CodeStaleNonce:           "Stale Nonce",
@@ -144,6 +148,8 @@ type Request struct {
 	reserve       bool // its R bit: the next port too
 	token         ReservationToken
 	hasToken      bool
+	ticket        []byte // MOBILITY-TICKET
+	hasTicket     bool
 	dontFragment  bool
 	connection    ConnectionID
 	hasConnection bool
@@ -180,6 +186,8 @@ func (q *Request) decode(m *stun.Message, list stun.Attributes) {
 			q.dontFragment = true
 		case a.Type == stun.AttrConnectionID && q.Method == stun.MethodConnectionBind:
 			q.word(a, &q.hasConnection, func(v uint32) { q.connection = ConnectionID(v) })
+		case a.Type == attrMobilityTicket && (allocates || refreshes) && !q.hasTicket:
+			q.ticket, q.hasTicket = bytes.Clone(a.Value), true
 		case a.Type == stun.AttrChannelNumber && binds:
 			q.word(a, &q.hasChannel, func(v uint32) { q.channel = ChannelNumber(v >> 16) })
 		case a.Type == stun.AttrXORPeerAddress && (permits || ((binds || connects) && len(q.peers) == 0)):

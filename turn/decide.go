@@ -43,7 +43,11 @@ func Decide(s *State, r *Rules, q *Request, m Moment) Decision {
 	case stun.MethodAllocate:
 		return allocate(s, r, q, a, m)
 	case stun.MethodRefresh:
-		d = refresh(r, q, a)
+		if q.hasTicket {
+			d = move(s, r, q, a, m)
+		} else {
+			d = refresh(r, q, a)
+		}
 	case stun.MethodCreatePermission:
 		d = createPermission(r, q, a)
 	case stun.MethodChannelBind:
@@ -89,8 +93,10 @@ func recall(s *State, r *Rules, q *Request, m Moment) (Decision, bool) {
 	case stun.MethodAllocate:
 		reply.grant(r, q, given.list(), given.lifetime)
 		reply.token, reply.lacks = given.token, given.lacks
+		reply.ticketed(s, r, given.allocation, given.ticket)
 	case stun.MethodRefresh:
 		reply.lifetime, reply.hasLifetime = given.lifetime, true
+		reply.ticketed(s, r, given.allocation, given.ticket)
 	}
 	return Decision{Reply: reply}, true
 }

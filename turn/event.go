@@ -41,6 +41,9 @@ const (
 	KindRefusalsCounted Kind = 21
 
 	KindClientRedirected Kind = 22
+	KindTicketIssued     Kind = 23
+	KindAllocationMoved  Kind = 24
+	KindFiveTupleLeft    Kind = 25
 
 	KindEpochBegan     Kind = 30
 	KindServerStarted  Kind = 31
@@ -292,6 +295,31 @@ type ClientRedirected struct {
 	Servers   []netip.AddrPort `cbor:"5,keyasint"` // one of the client's address family, or two of one each
 }
 
+// TicketIssued says that the client of the allocation created with it was given the first
+// ticket by which it can be had from elsewhere (RFC 8016 section 3.1.2).
+type TicketIssued struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Tx         TransactionID `cbor:"2,keyasint"` // of the Allocate
+}
+
+// AllocationMoved says that an allocation is to be had at another five-tuple too: what it was moving to before, it
+// moves to no more. Data goes by the one it had until some has come from the new one, or that is gone (RFC 8016
+// section 3.2.2). What the Refresh grants follows.
+type AllocationMoved struct {
+	Allocation AllocationID  `cbor:"1,keyasint"`
+	Tx         TransactionID `cbor:"2,keyasint"` // of the Refresh
+	FiveTuple  FiveTuple     `cbor:"3,keyasint"`
+	Ticket     uint32        `cbor:"4,keyasint"` // the number of the ticket that was given for the next time, 0 for none
+}
+
+// FiveTupleLeft says that an allocation is not to be had at a five-tuple any more, and goes by the other
+// one it has; where it has none, it waits for its client to come from elsewhere.
+type FiveTupleLeft struct {
+	Allocation AllocationID `cbor:"1,keyasint"`
+	FiveTuple  FiveTuple    `cbor:"2,keyasint"`
+	Reason     Reason       `cbor:"3,keyasint"`
+}
+
 // LogID names a log for its whole life.
 type LogID [16]byte
 
@@ -397,6 +425,9 @@ func (FamilyRefused) Kind() Kind       { return KindFamilyRefused }
 func (UsageRecorded) Kind() Kind       { return KindUsageRecorded }
 func (RefusalsCounted) Kind() Kind     { return KindRefusalsCounted }
 func (ClientRedirected) Kind() Kind    { return KindClientRedirected }
+func (TicketIssued) Kind() Kind        { return KindTicketIssued }
+func (AllocationMoved) Kind() Kind     { return KindAllocationMoved }
+func (FiveTupleLeft) Kind() Kind       { return KindFiveTupleLeft }
 func (EpochBegan) Kind() Kind          { return KindEpochBegan }
 func (ServerStarted) Kind() Kind       { return KindServerStarted }
 func (ServerStopped) Kind() Kind       { return KindServerStopped }

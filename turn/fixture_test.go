@@ -52,6 +52,7 @@ func testRules() Rules {
 		FirstPort: 49152, LastPort: 65535,
 		MaxPermissions: 8, MaxChannels: 4,
 		DefaultLifetime: 10 * time.Minute, MaxLifetime: time.Hour, LastChannel: ChannelLastRFC5766,
+		Tickets: NewTickets([32]byte{8}),
 	}
 }
 
@@ -176,6 +177,8 @@ func additional(f byte) stun.Setter { return set(attrAdditionalAddressFamily, f,
 func evenPort(b byte) stun.Setter   { return set(stun.AttrEvenPort, b) }
 
 func token(t ReservationToken) stun.Setter { return set(stun.AttrReservationToken, t[:]...) }
+
+func ticket(value []byte) stun.Setter { return set(attrMobilityTicket, value...) }
 
 func channel(n uint16) stun.Setter {
 	return set(stun.AttrChannelNumber, byte(n>>8), byte(n), 0, 0)
@@ -421,6 +424,7 @@ type answerSeen struct {
 	mapped   netip.AddrPort
 	lifetime int64 // -1 without LIFETIME
 	token    ReservationToken
+	ticket   []byte // MOBILITY-TICKET
 	unknown  stun.UnknownAttributes
 	servers  []netip.AddrPort // ALTERNATE-SERVER
 	domain   string           // ALTERNATE-DOMAIN
@@ -476,6 +480,7 @@ func see(t tb, raw []byte) *answerSeen {
 	if v, err := s.message.Get(stun.AttrReservationToken); err == nil && copy(s.token[:], v) != len(v) {
 		t.Errorf("got RESERVATION-TOKEN %x", v)
 	}
+	s.ticket, _ = s.message.Get(attrMobilityTicket)
 	_ = s.unknown.GetFrom(s.message)
 	for _, a := range s.message.Attributes {
 		switch a.Type {

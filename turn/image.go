@@ -39,6 +39,10 @@ type AllocationImage struct {
 	Until       []Deadline       `cbor:"12,keyasint,omitempty"`
 	Token       SealedToken      `cbor:"13,keyasint,omitempty"`
 	Connections []Connection     `cbor:"14,keyasint,omitempty"`
+	Ticket      uint32           `cbor:"15,keyasint,omitempty"`
+	Next        FiveTuple        `cbor:"16,keyasint,omitzero"`
+	Adrift      bool             `cbor:"17,keyasint,omitempty"`
+	Spare       bool             `cbor:"18,keyasint,omitempty"`
 }
 
 // AnswerImage is a recent answer in an Image.
@@ -53,6 +57,7 @@ type AnswerImage struct {
 	Token      ReservationToken `cbor:"8,keyasint,omitzero"`
 	Family     uint8            `cbor:"9,keyasint,omitempty"`  // that was refused
 	Code       uint16           `cbor:"10,keyasint,omitempty"` // likewise
+	Ticket     uint32           `cbor:"11,keyasint,omitempty"` // number of the mobility ticket
 }
 
 // Image copies s. It shares slices with s, so it is to be encoded or dropped before the next Apply.
@@ -68,6 +73,7 @@ func (s *State) Image() Image {
 			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
 			Username: a.Username, Realm: a.Realm, Token: a.Token, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
 			Permissions: orNil(a.Permissions), Channels: orNil(a.Channels), Usage: orNil(a.Usage), Connections: orNil(a.Connections),
+			Ticket: a.Ticket, Next: a.Next, Adrift: a.Adrift, Spare: a.Spare,
 		})
 	}
 	for _, r := range s.reservations.list {
@@ -78,7 +84,7 @@ func (s *State) Image() Image {
 		one := AnswerImage{
 			FiveTuple: FiveTuple{Client: t.client.unpack(), Server: t.server.unpack(), Protocol: t.protocol},
 			Kind:      t.kind, Tx: t.tx, Until: given.until, Allocation: given.allocation, Lifetime: given.lifetime,
-			Token: given.token, Family: given.lacks.family, Code: given.lacks.code,
+			Token: given.token, Family: given.lacks.family, Code: given.lacks.code, Ticket: given.ticket,
 		}
 		one.Relayed = given.list()
 		im.Answers = append(im.Answers, one)
@@ -103,13 +109,17 @@ func FromImage(im Image) (*State, error) {
 	s.config = im.Config
 	for _, a := range im.Allocations {
 		taken := slices.ContainsFunc(a.Relayed, func(r netip.AddrPort) bool { return s.byRelayed[r] != nil })
-		if a.ID > s.last || s.allocations[a.ID] != nil || s.byFiveTuple[a.FiveTuple] != nil || taken {
-			return nil, fmt.Errorf("image of state %d: allocation %d contradicts another", im.Seq, a.ID)
-		}
 		made := &Allocation{
 			ID: a.ID, FiveTuple: a.FiveTuple, Relayed: a.Relayed, Transport: a.Transport,
 			Username: a.Username, Realm: a.Realm, Token: a.Token, Created: a.Created, Deadline: a.Deadline, Until: a.Until,
 			Permissions: a.Permissions, Channels: a.Channels, Usage: a.Usage, Connections: a.Connections,
+			Ticket: a.Ticket, Next: a.Next, Adrift: a.Adrift, Spare: a.Spare,
+		}
+		for t := range made.FiveTuples() {
+			taken = taken || s.byFiveTuple[t] != nil
+		}
+		if a.ID > s.last || s.allocations[a.ID] != nil || taken || !made.mobile() {
+			return nil, fmt.Errorf("image of state %d: allocation %d contradicts another or itself", im.Seq, a.ID)
 		}
 		if !made.paired() {
 			return nil, fmt.Errorf("image of state %d: the relayed addresses and deadlines of allocation %d do not fit", im.Seq, a.ID)
@@ -130,7 +140,7 @@ func FromImage(im Image) (*State, error) {
 	}
 	for _, r := range im.Answers {
 		t := transactionOf(r.FiveTuple, r.Kind, r.Tx)
-		given := answer{until: r.Until, allocation: r.Allocation, lifetime: r.Lifetime, token: r.Token, lacks: lack{r.Family, r.Code}}
+		given := answer{until: r.Until, allocation: r.Allocation, lifetime: r.Lifetime, token: r.Token, lacks: lack{r.Family, r.Code}, ticket: r.Ticket}
 		if _, twice := s.answers.of[t]; twice || len(r.Relayed) > len(given.addresses) {
 			return nil, fmt.Errorf("image of state %d: answer %v contradicts another or itself", im.Seq, r.Tx)
 		}

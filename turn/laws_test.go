@@ -35,6 +35,7 @@ func laws(t *rapid.T) {
 	w.rules.MaxPermissions, w.rules.MaxChannels = 4, 3
 	actions := []func(){
 		w.allocate, w.allocate, w.reserve, w.redeem, w.dual, w.refresh, w.refreshOne, w.permit, w.permit, w.bind, w.bind, w.retransmit,
+		w.mobile, w.mobile, w.move, w.move, w.arrive, w.leave,
 		w.pass, w.pass, w.restart, w.reconfigure, w.closeOne, w.use, w.twin,
 		w.allocateTCP, w.connect, w.accept, w.bindConnection, w.disconnect,
 	}
@@ -53,6 +54,7 @@ type world struct {
 	last    []byte // the frame sent last, and who sent it
 	by      *caller
 	tokens  []ReservationToken // that were given
+	tickets [][]byte           // likewise
 	twins   []*State           // made from images on the way, and fed the same records since
 	fed     int                // records the twins have had
 }
@@ -132,6 +134,72 @@ func (w *world) redeem() {
 	}
 	if w.state.Reserved(got.relayed) != nil {
 		w.Errorf("%v is still reserved", got.relayed)
+	}
+}
+
+// mobile asks for a ticket too.
+func (w *world) mobile() {
+	got := w.request(stun.MethodAllocate, transport(17), w.lifetime(), ticket(nil))
+	if got == nil || got.code != 0 {
+		return
+	}
+	if a := w.state.ByFiveTuple(w.by.FiveTuple); a.Ticket != 1 || got.ticket == nil {
+		w.Fatalf("got ticket %x, number %d", got.ticket, a.Ticket)
+	}
+	w.tickets = append(w.tickets, got.ticket)
+}
+
+// move brings a ticket, from anywhere.
+func (w *world) move() {
+	if len(w.tickets) == 0 {
+		return
+	}
+	brought := w.tickets[w.pick(len(w.tickets), "ticket")]
+	id, n, _ := w.rules.Tickets.open(w.state.log, brought)
+	var before Allocation
+	if a := w.state.Allocation(id); a != nil {
+		before = *a
+	}
+	got := w.request(stun.MethodRefresh, w.lifetime(), ticket(brought))
+	if got == nil || got.code != 0 {
+		return
+	}
+	if before.ID == 0 || before.Deadline.Passed(w.now) || before.Username != w.by.user || n > before.Ticket || n+1 < before.Ticket {
+		w.Fatalf("%s moved %+v with ticket %d", w.by.user, before, n)
+	}
+	after := w.state.Allocation(id)
+	if after == nil {
+		return // it asked for that
+	}
+	if at := w.state.ByFiveTuple(w.by.FiveTuple); at != after || after.Ticket != n+1 || string(got.ticket) == string(brought) {
+		w.Errorf("after the move %+v is at %v, with ticket %x", at, w.by.FiveTuple, got.ticket)
+	}
+	if !before.Adrift && after.FiveTuple != before.FiveTuple {
+		w.Errorf("data goes by %v before any came from there, want by %v", after.FiveTuple, before.FiveTuple)
+	}
+	w.tickets = append(w.tickets, got.ticket)
+}
+
+// arrive has data come from a five-tuple.
+func (w *world) arrive() {
+	t := w.callers[w.pick(len(w.callers), "caller")].FiveTuple
+	moves := w.state.ByFiveTuple(t) != nil && w.state.ByFiveTuple(t).Next == t
+	w.record(Arrive(w.state, t)...)
+	if a := w.state.ByFiveTuple(t); moves && (a.FiveTuple != t || a.moving()) {
+		w.Errorf("data came from %v, and %+v goes elsewhere", t, a)
+	}
+}
+
+// leave has a five-tuple be gone.
+func (w *world) leave() {
+	t := w.callers[w.pick(len(w.callers), "caller")].FiveTuple
+	a := w.state.ByFiveTuple(t)
+	w.record(Leave(w.state, t, ReasonStreamClosed)...)
+	if left := w.state.ByFiveTuple(t); left != nil {
+		w.Errorf("%v is gone, and has %+v", t, left)
+	}
+	if a != nil && (w.state.Allocation(a.ID) != nil) != (a.Ticket > 0) {
+		w.Errorf("%v is gone, and an allocation with ticket %d lives on: %t", t, a.Ticket, w.state.Allocation(a.ID) != nil)
 	}
 }
 
@@ -386,7 +454,7 @@ func cloneImage(im Image) Image {
 func checkState(t tb, s *State, maxLifetime time.Duration) {
 	t.Helper()
 	owners, realms := map[holder]int{}, map[string]int{}
-	relayed, connections := 0, 0
+	relayed, connections, fiveTuples := 0, 0, 0
 	first, some := time.Duration(0), false
 	for a := range s.Allocations() {
 		owners[holderOf(a.Realm, a.Username)]++
@@ -398,7 +466,13 @@ func checkState(t tb, s *State, maxLifetime time.Duration) {
 				t.Errorf("connection %v of allocation %d, for transport %d, is not in its place", c.ID, a.ID, a.Transport)
 			}
 		}
-		if a.ID == 0 || a.ID > s.last || s.byFiveTuple[a.FiveTuple] != a {
+		for ft := range a.FiveTuples() {
+			fiveTuples++
+			if s.byFiveTuple[ft] != a {
+				t.Errorf("allocation %d is not found by %v", a.ID, ft)
+			}
+		}
+		if a.ID == 0 || a.ID > s.last || !a.mobile() {
 			t.Errorf("allocation %d is not in its place, the last is %d", a.ID, s.last)
 		}
 		for _, r := range a.Relayed {
@@ -427,8 +501,8 @@ func checkState(t tb, s *State, maxLifetime time.Duration) {
 	if n := len(s.reservations.list); n != len(s.reservations.byToken) || n != len(s.reservations.byRelayed) || !slices.IsSortedFunc(s.reservations.list, compareReservation) {
 		t.Errorf("got %d reservations, %d tokens and %d addresses of them, or out of order", n, len(s.reservations.byToken), len(s.reservations.byRelayed))
 	}
-	if len(s.byFiveTuple) != len(s.allocations) || len(s.byRelayed) != relayed {
-		t.Errorf("got %d five-tuples and %d relayed addresses for %d and %d", len(s.byFiveTuple), len(s.byRelayed), len(s.allocations), relayed)
+	if len(s.byFiveTuple) != fiveTuples || len(s.byRelayed) != relayed {
+		t.Errorf("got %d five-tuples and %d relayed addresses for %d and %d", len(s.byFiveTuple), len(s.byRelayed), fiveTuples, relayed)
 	}
 	if len(s.byConnection) != connections {
 		t.Errorf("got %d connections by id, want %d", len(s.byConnection), connections)
@@ -580,6 +654,10 @@ func TestFoldRefuses(t *testing.T) {
 		{"EndOfTheOnlyAddress", RelayedDeleted{Allocation: 1, Relayed: made.Relayed[0]}, false},
 		{"ExpiryOfTheOnlyAddress", RelayedExpired{Allocation: 1, Relayed: made.Relayed[0]}, false},
 		{"ExpiryOfAnothersAddress", RelayedExpired{Allocation: 1, Relayed: addrPort("192.0.2.1:50001")}, false},
+		{"TicketOfNone", TicketIssued{Allocation: 2}, false},
+		{"Ticket", TicketIssued{Allocation: 1}, true},
+		{"MoveWithoutTicket", AllocationMoved{Allocation: 1, FiveTuple: bob().FiveTuple, Ticket: 1}, false},
+		{"LeaveWithoutTicket", FiveTupleLeft{Allocation: 1, FiveTuple: alice().FiveTuple}, false},
 		{"TokenOfNone", TokenAccepted{Allocation: 2, Token: SealedToken{1}}, false},
 		{"TokenThatIsNone", TokenAccepted{Allocation: 1}, false},
 		{"Token", TokenAccepted{Allocation: 1, Token: SealedToken{1}}, true},

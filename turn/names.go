@@ -100,6 +100,7 @@ const (
 	ReasonRestart      Reason = 7  // a stream's allocation does not outlive the server
 	ReasonSocket       Reason = 8  // the relayed socket failed
 	ReasonListenerGone Reason = 9  // no listener serves the five-tuple's server address any more
+	ReasonMoved        Reason = 10 // the client has sent data from elsewhere
 	ReasonPeerClosed   Reason = 20 // the peer closed its connection, or it failed
 	ReasonUnbound      Reason = 21 // no client bound the connection in time
 )
@@ -108,7 +109,7 @@ var reasonNames = map[Reason]string{
 	ReasonClient: "client", ReasonOperator: "operator", ReasonPortTaken: "port-taken",
 	ReasonPolicy: "policy", ReasonUserRemoved: "user-removed", ReasonStreamClosed: "stream-closed",
 	ReasonRestart: "restart", ReasonSocket: "socket", ReasonListenerGone: "listener-gone",
-	ReasonPeerClosed: "peer-closed", ReasonUnbound: "unbound",
+	ReasonMoved: "moved", ReasonPeerClosed: "peer-closed", ReasonUnbound: "unbound",
 }
 
 func (r Reason) String() string {

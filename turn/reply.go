@@ -27,6 +27,7 @@ type Reply struct {
 	relayed     []netip.AddrPort
 	token       ReservationToken // zero for none
 	lacks       lack
+	ticket      []byte // MOBILITY-TICKET, nil for none
 	lifetime    uint32
 	hasLifetime bool
 	alternates  []netip.AddrPort // with 300
@@ -119,6 +120,9 @@ func (r *Reply) addAttributes(m *stun.Message) {
 	}
 	if r.token != (ReservationToken{}) {
 		m.Add(stun.AttrReservationToken, r.token[:])
+	}
+	if r.ticket != nil {
+		m.Add(attrMobilityTicket, r.ticket)
 	}
 	if r.mapped.IsValid() {
 		addXOR(m, stun.AttrXORMappedAddress, r.mapped)

@@ -52,6 +52,8 @@ type Rules struct {
 	AlternateDomain string      // that the certificates there are for, empty: as here
 	Redirect        bool        // they are sent there always
 
+	Tickets *Tickets // of clients that move, nil: they may not
+
 	Storage  Room
 	Draining bool // no new allocations
 

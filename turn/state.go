@@ -131,6 +131,10 @@ type Allocation struct {
 	Username    string
 	Realm       string
 	Token       SealedToken // that its client proved itself by, nil for none
+	Ticket      uint32      // number of its client's last mobility ticket, 0 for a client that does not move
+	Next        FiveTuple   // where its client is moving to, zero for nowhere
+	Spare       bool        // the ticket before the last one is good too
+	Adrift      bool        // FiveTuple is where its client was, and it is nowhere now
 	Created     Moment
 	Deadline    Deadline     // of all of it: the last of Until, where there are two
 	Until       []Deadline   // of each relayed address, where there are two

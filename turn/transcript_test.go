@@ -34,6 +34,8 @@ var update = flag.Bool("update", false, "rewrite the transcripts in testdata")
 //	crash                       the state is made anew from the records
 //	snapshot                    the state is made anew from its image
 //	close ID                    an operator ends an allocation
+//	data CLIENT                 a client sends data
+//	gone CLIENT                 a client's stream ends
 //	usage ID CHANNEL PACKETS    usage is recorded
 //	state                       shows the state
 func TestTranscripts(t *testing.T) {
@@ -61,7 +63,7 @@ func TestTranscripts(t *testing.T) {
 
 // play runs the commands of a transcript and writes it with what comes of them.
 func play(t *testing.T, script string) string {
-	p := &player{core: newCore(t), t: t, config: testGateConfig(), clients: map[string]*caller{}, last: map[string][]byte{}, tokens: map[string]ReservationToken{}}
+	p := &player{core: newCore(t), t: t, config: testGateConfig(), clients: map[string]*caller{}, last: map[string][]byte{}, tokens: map[string]ReservationToken{}, tickets: map[string][]byte{}}
 	p.config.Users = nil
 	for line := range strings.Lines(script) {
 		line = strings.TrimRight(line, "\n")
@@ -87,6 +89,7 @@ type player struct {
 	clients map[string]*caller
 	last    map[string][]byte           // the frame a client sent last
 	tokens  map[string]ReservationToken // the token a client was given last
+	tickets map[string][]byte           // and the ticket
 	out     strings.Builder
 }
 
@@ -142,6 +145,14 @@ func (p *player) command(f []string) {
 		p.events(p.reload())
 	case "close":
 		events := Close(p.state, AllocationID(p.number(args[0])), ReasonOperator)
+		p.record(events...)
+		p.events(events)
+	case "data":
+		events := Arrive(p.state, p.clients[args[0]].FiveTuple)
+		p.record(events...)
+		p.events(events)
+	case "gone":
+		events := Leave(p.state, p.clients[args[0]].FiveTuple, ReasonStreamClosed)
 		p.record(events...)
 		p.events(events)
 	case "usage":
@@ -269,6 +280,8 @@ func (p *player) rule(key, value string) {
 		for _, a := range strings.Split(value, ",") {
 			p.rules.Alternates = append(p.rules.Alternates, Alternate{Address: addrPort(a)})
 		}
+	case "mobility":
+		p.rules.Tickets = nil
 	case "draining":
 		p.rules.Draining = value == "yes"
 	case "allow":
@@ -312,6 +325,9 @@ func (p *player) request(name string, who *caller, verb string, args []string) {
 	if got.token != (ReservationToken{}) {
 		p.tokens[name] = got.token
 	}
+	if got.ticket != nil {
+		p.tickets[name] = got.ticket
+	}
 	p.events(got.events)
 	p.printf("%s", answerLine(got))
 }
@@ -334,6 +350,10 @@ func (p *player) attribute(a string) []stun.Setter {
 		return []stun.Setter{evenPort(0x80)}
 	case "token":
 		return []stun.Setter{token(p.tokens[value])}
+	case "mobile":
+		return []stun.Setter{ticket(nil)}
+	case "ticket":
+		return []stun.Setter{ticket(p.tickets[value])}
 	case "attribute":
 		return []stun.Setter{set(stun.AttrType(p.number(value)))}
 	case "relayed":
@@ -375,6 +395,9 @@ func answerLine(a *answerSeen) string {
 	if a.token != (ReservationToken{}) {
 		line += fmt.Sprintf(" token=%v", a.token)
 	}
+	if a.ticket != nil {
+		line += " ticket"
+	}
 	return line
 }
 
@@ -384,6 +407,12 @@ func (p *player) show() {
 	p.printf("at event %d, %d remembered answers", p.state.Seq(), len(p.state.answers.live()))
 	for a := range p.state.Allocations() {
 		p.printf("allocation %d of %s, %v, relays %v, %v left", a.ID, a.Username, a.FiveTuple, a.Relayed, left(a.Deadline))
+		if a.Adrift {
+			p.printf("  adrift")
+		}
+		if a.moving() {
+			p.printf("  moves to %v", a.Next)
+		}
 		for i, d := range a.Until {
 			p.printf("  %v, %v left", a.Relayed[i], left(d))
 		}
