@@ -162,7 +162,7 @@ func (a *Allocation) relayedOf(family uint8) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
-// createPermission is RFC 8656 section 9.2: all of its peers, or none.
+// createPermission is RFC 8656 section 10.2: all of its peers, or none.
 func createPermission(r *Rules, q *Request, a *Allocation) Decision {
 	switch {
 	case a == nil:
