@@ -31,6 +31,13 @@ var rfc6062 = []requirement{
 		name: "SCTP", code: 442, ask: func(c *core) *answerSeen { return c.do(alice().over(TCP), allocateMethod, transport(132)) },
 	},
 	{
+		section: "5.1", text: "Where TCP allocations are switched off, TCP is a protocol that is not served.",
+		by: "turn:allocate", tests: "turn:TestAllocate/TCPForbidden",
+		name: "SwitchedOff", code: 442, ask: under(func(r *Rules) { r.NoConnections = true }, func(c *core) *answerSeen {
+			return c.do(alice().over(TCP), allocateMethod, transport(transportTCP))
+		}),
+	},
+	{
 		section: "5.1", text: "TCP is asked for over TCP or TLS.",
 		by: "turn:Request.asksTCP", tests: "turn:TestAllocate/TCPOverUDP turn/relay:TestConnectErrors",
 		name: "OverUDP", code: 400, ask: asked(allocateMethod, transport(transportTCP)),
