@@ -44,6 +44,7 @@ var documents = []document{
 	{8489, "Session Traversal Utilities for NAT (STUN)", rfc8489},
 	{8656, "Traversal Using Relays around NAT (TURN)", rfc8656},
 	{6062, "TURN extensions for TCP allocations", rfc6062},
+	{7635, "Third-party authorization", rfc7635},
 	{8016, "Mobility with TURN", rfc8016},
 	{5780, "NAT behaviour discovery", rfc5780},
 }

@@ -187,6 +187,10 @@ var rfc8489 = []requirement{
 		},
 	},
 	{
+		section: "14.9", text: "REALM is shorter than 128 characters.",
+		by: "turn:GateConfig cmd/turnstone/internal/config:Config.PreparedRealm", tests: "cmd/turnstone/internal/config:TestResolveErrors/RealmLong",
+	},
+	{
 		section: "14.10", text: "NONCE is shorter than 128 characters.",
 		by: "turn:Gate.nonceFor", tests: "turn:TestRFC8489Requirements",
 	},
@@ -198,6 +202,10 @@ var rfc8489 = []requirement{
 		section: "14.13", text: "UNKNOWN-ATTRIBUTES lists what was not understood.",
 		by: "turn:distinctUnknown", tests: "turn:TestUnknownAttributesAreBounded",
 		but: "it lists the first 64, each once: one request is not to get a long answer.",
+	},
+	{
+		section: "14.14", text: "SOFTWARE is shorter than 128 characters.",
+		by: "turn:Reply.Append cmd/turnstone/internal/config:Config", tests: "cmd/turnstone/internal/config:TestResolveErrors/SoftwareLong",
 	},
 	{
 		section: "14.16", text: "ALTERNATE-DOMAIN says whose certificate the other server shows, to who has asked over TLS or DTLS.",

@@ -175,8 +175,8 @@ var rfc8656 = []requirement{
 	},
 	{
 		section: "7.2", text: "Relayed ports are of 49152 to 65535, and never below 1024; they cannot be guessed.",
-		by: "turn:PortPlan.Candidates", tests: "turn:TestAllocate turn:TestPortsComeFromEntropy cmd/turnstone/internal/config:TestResolveErrors",
-		but: "the range is a setting, `relay-ports`.",
+		by: "turn:PortPlan.Candidates", tests: "turn:TestAllocate turn:TestPortsComeFromEntropy cmd/turnstone/internal/config:TestResolveErrors/PortsZero",
+		but: "the range is a setting, `relay-ports`, and may be another.",
 	},
 	{
 		section: "7.2", text: "The lifetime is what is asked for, no less than the default and no more than the maximum.",
@@ -361,7 +361,7 @@ var rfc8656 = []requirement{
 	},
 	{
 		section: "15", text: "From a stream datagrams go with the default DSCP, and no ECN.",
-		by: "turn/relay:stream.take", tests: "turn/relay:TestStreamsRelay",
+		by: "turn/relay:hopOfStream", tests: "turn/relay:TestDatagramsOfStreamsHaveTheUsualHeader",
 	},
 	{
 		section: "18", text: "Attributes of a fixed length have it.",

@@ -3,7 +3,9 @@ package relay
 import (
 	"bytes"
 	"encoding/binary"
+	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -130,7 +132,12 @@ func TestOwnAddressReachesOnlyLiveAllocations(t *testing.T) {
 // option sets a socket option of e.
 func (e *endpointUDP) option(level, name, value int) {
 	e.t.Helper()
-	raw, err := e.conn.SyscallConn()
+	setOption(e.t, e.conn, level, name, value)
+}
+
+func setOption(t testing.TB, conn syscall.Conn, level, name, value int) {
+	t.Helper()
+	raw, err := conn.SyscallConn()
 	if err == nil {
 		var inner error
 		err = raw.Control(func(fd uintptr) { inner = unix.SetsockoptInt(int(fd), level, name, value) })
@@ -139,7 +146,7 @@ func (e *endpointUDP) option(level, name, value int) {
 		}
 	}
 	if err != nil {
-		e.t.Fatal(err)
+		t.Fatal(err)
 	}
 }
 
@@ -196,6 +203,23 @@ func TestTTLFallsByOneAndTOSIsKept(t *testing.T) {
 	if got := code(c.exchange(c.message(stun.MethodBinding))); got != 0 {
 		t.Errorf("got code %d to a Binding with TTL 1, want success: it is not relayed", got)
 	}
+}
+
+// TestDatagramsOfStreamsHaveTheUsualHeader: the TTL and TOS of a TCP connection are not those of what is sent in it.
+func TestDatagramsOfStreamsHaveTheUsualHeader(t *testing.T) {
+	g := serveTest(t, withStreams(t))
+	c, peer := g.streamClient(turn.TCP).allocate(), peerOf(t)
+	for _, name := range []int{unix.IP_RECVTTL, unix.IP_RECVTOS} {
+		peer.option(unix.SOL_IP, name, 1)
+	}
+	for name, value := range map[int]int{unix.IP_TTL: 9, unix.IP_TOS: 46 << 2} {
+		setOption(t, c.stream.(*net.TCPConn), unix.SOL_IP, name, value)
+	}
+	c.bind(0x4000, peer.addr)
+	c.send(c.server, turn.AppendChannelData(nil, 0x4000, []byte("x")))
+	peer.wantHop(hop{ttl: 64})
+	c.indicate(peer.addr, []byte("x"))
+	peer.wantHop(hop{ttl: 64})
 }
 
 func TestMixedFamilies(t *testing.T) {
