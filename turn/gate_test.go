@@ -278,6 +278,15 @@ var modernities = map[string]func(*caller) *caller{
 	"Anonymous": func(c *caller) *caller { return c.with(algorithmSHA256, true) },
 }
 
+// leastAllocations is how many f makes at least: pools drop what they hold by chance, under the race detector often.
+func leastAllocations(f func()) float64 {
+	least := math.Inf(1)
+	for range 200 {
+		least = min(least, testing.AllocsPerRun(1, f))
+	}
+	return least
+}
+
 // TestRefusalsTakeTheSameWork counts allocations, of which each MAC that is tried makes some: to measure time
 // is for BenchmarkRefusal.
 func TestRefusalsTakeTheSameWork(t *testing.T) {
@@ -291,7 +300,7 @@ func TestRefusalsTakeTheSameWork(t *testing.T) {
 			for i, user := range tt.users {
 				c := of(newCaller(user, "a wrong one", "198.51.100.1:5000"))
 				frame := c.signed(g, now, allocateMethod, txid(1), nil)
-				work[i] = testing.AllocsPerRun(200, func() { _, _, _ = g.Admit(c.FiveTuple, frame, nil, now) })
+				work[i] = leastAllocations(func() { _, _, _ = g.Admit(c.FiveTuple, frame, nil, now) })
 			}
 			const pool = 3 // of messages: it keeps or drops one by chance; a MAC makes more than ten
 			if math.Abs(work[0]-work[1]) > pool || work[0] < 5 {
