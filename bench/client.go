@@ -11,14 +11,26 @@ import (
 	"github.com/pion/stun/v3"
 )
 
+// transport has the datagrams of all addresses of a host: a socket, or a connection of each of them. See socket
+// for what the methods do.
+type transport interface {
+	next() []byte
+	queue(from netip.Addr, to netip.AddrPort, n int) error
+	join(n int) error
+	flush() error
+	receive(wait time.Duration) (int, error)
+	datagram(i int) datagram
+	close()
+}
+
 // clients are the clients of the client host: one for each address in the /16, all
-// behind one socket. A client is named by its number.
+// behind one transport. A client is named by its number.
 type clients struct {
-	socket *socket
-	key    stun.MessageIntegrity
-	nonces map[int]stun.Nonce
-	realm  stun.Realm
-	drawn  uint64 // transaction ids
+	transport transport
+	key       stun.MessageIntegrity
+	nonces    map[int]stun.Nonce
+	realm     stun.Realm
+	drawn     uint64 // transaction ids
 }
 
 func newClients(n *network) (*clients, error) {
@@ -26,13 +38,18 @@ func newClients(n *network) (*clients, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &clients{
-		socket: s, key: stun.NewLongTermIntegrity(username, realm, password), nonces: map[int]stun.Nonce{}, realm: stun.Realm(realm),
-		drawn: uint64(time.Now().UnixNano()), // other than those of the clients before: their answers are remembered
-	}, nil
+	return newClientsOn(s), nil
 }
 
-func (c *clients) close() { c.socket.close() }
+// newClientsOn yields clients that own t.
+func newClientsOn(t transport) *clients {
+	return &clients{
+		transport: t, key: stun.NewLongTermIntegrity(username, realm, password), nonces: map[int]stun.Nonce{}, realm: stun.Realm(realm),
+		drawn: uint64(time.Now().UnixNano()), // other than those of the clients before: their answers are remembered
+	}
+}
+
+func (c *clients) close() { c.transport.close() }
 
 // call is a request of a client, and what came of it.
 type call struct {
@@ -244,23 +261,23 @@ func (x *exchange) proceed(slot int, now time.Time) error {
 
 func (x *exchange) send(one *call, now time.Time) error {
 	one.last = now
-	k := x.clients.socket
+	k := x.clients.transport
 	return k.queue(nth(clientAddresses, one.client), listenAddress, copy(k.next(), one.frame))
 }
 
 func (x *exchange) run() error {
 	looked, heard := time.Now(), time.Now()
 	for x.answered < len(x.list) {
-		if err := x.clients.socket.flush(); err != nil {
+		if err := x.clients.transport.flush(); err != nil {
 			return err
 		}
-		n, err := x.clients.socket.receive(50 * time.Millisecond)
+		n, err := x.clients.transport.receive(50 * time.Millisecond)
 		if err != nil {
 			return err
 		}
 		now := time.Now()
 		for i := range n {
-			if err := x.take(x.clients.socket.datagram(i), now); err != nil {
+			if err := x.take(x.clients.transport.datagram(i), now); err != nil {
 				return err
 			}
 		}
@@ -318,15 +335,15 @@ func (c *clients) binding(wait time.Duration) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := c.socket.queue(nth(clientAddresses, client), listenAddress, copy(c.socket.next(), one.frame)); err != nil {
+	if err := c.transport.queue(nth(clientAddresses, client), listenAddress, copy(c.transport.next(), one.frame)); err != nil {
 		return false, err
 	}
-	if err := c.socket.flush(); err != nil {
+	if err := c.transport.flush(); err != nil {
 		return false, err
 	}
-	n, err := c.socket.receive(wait)
+	n, err := c.transport.receive(wait)
 	for i := range n {
-		if success(c.socket.datagram(i).data) {
+		if success(c.transport.datagram(i).data) {
 			return true, nil
 		}
 	}

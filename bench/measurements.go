@@ -28,6 +28,7 @@ func measurements() []measurement {
 		{name: "restart", alone: true, run: measureRestart},
 		{name: "memory", run: measureMemory},
 		{name: "relay", run: measureRelay},
+		{name: "streams", run: measureStreams},
 		{name: "program", alone: true, columns: []string{programName, bounceName, fibName}, run: measureProgram},
 		{name: "carry", kernel: true, columns: carriers, run: measureCarry},
 		{name: "passage", kernel: true, columns: carriers, run: measurePassage},

@@ -10,13 +10,18 @@ import (
 const width = 256
 
 // with starts a server, has f measure it with clients, and ends both.
-func (l *lab) with(ctx context.Context, k kind, f func(s *server, c *clients) error) (err error) {
+func (l *lab) with(ctx context.Context, k kind, f func(s *server, c *clients) error) error {
+	return l.withClients(ctx, k, newClients, f)
+}
+
+// withClients is with for clients of another make.
+func (l *lab) withClients(ctx context.Context, k kind, clientsOf func(*network) (*clients, error), f func(s *server, c *clients) error) (err error) {
 	s, err := l.start(ctx, k)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
-	c, err := newClients(l.net)
+	c, err := clientsOf(l.net)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -35,8 +36,8 @@ func pionVersion(*lab) string {
 }
 
 // servePion is a small server: a listener for each processor, as pion's own
-// example for many threads has it.
-func servePion() error {
+// example for many threads has it. With a certificate's file it listens on streams too.
+func servePion(certificate []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	key := turn.GenerateAuthKey(username, realm, password)
@@ -59,12 +60,14 @@ func servePion() error {
 		if err != nil {
 			return err
 		}
-		config.PacketConnConfigs = append(config.PacketConnConfigs, turn.PacketConnConfig{
-			PacketConn: c,
-			RelayAddressGenerator: &turn.RelayAddressGeneratorStatic{
-				RelayAddress: relayHost.Addr().AsSlice(), Address: relayHost.Addr().String(),
-			},
-		})
+		config.PacketConnConfigs = append(config.PacketConnConfigs, turn.PacketConnConfig{PacketConn: c, RelayAddressGenerator: pionRelay()})
+	}
+	for _, file := range certificate {
+		list, err := pionListeners(ctx, file)
+		if err != nil {
+			return err
+		}
+		config.ListenerConfigs = append(config.ListenerConfigs, list...)
 	}
 	s, err := turn.NewServer(config)
 	if err != nil {
@@ -72,6 +75,31 @@ func servePion() error {
 	}
 	<-ctx.Done()
 	return s.Close()
+}
+
+func pionRelay() turn.RelayAddressGenerator {
+	return &turn.RelayAddressGeneratorStatic{RelayAddress: relayHost.Addr().AsSlice(), Address: relayHost.Addr().String()}
+}
+
+// pionListeners are for TCP and TLS.
+func pionListeners(ctx context.Context, certificate string) ([]turn.ListenerConfig, error) {
+	pair, err := tls.LoadX509KeyPair(certificate, certificate)
+	if err != nil {
+		return nil, err
+	}
+	var listen net.ListenConfig
+	overTCP, err := listen.Listen(ctx, "tcp4", listenAddress.String())
+	if err != nil {
+		return nil, err
+	}
+	overTLS, err := listen.Listen(ctx, "tcp4", tlsAddress.String())
+	if err != nil {
+		return nil, err
+	}
+	return []turn.ListenerConfig{
+		{Listener: overTCP, RelayAddressGenerator: pionRelay()},
+		{Listener: tls.NewListener(overTLS, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}), RelayAddressGenerator: pionRelay()},
+	}, nil
 }
 
 // asChild runs this program in another role, and ends it, where args ask for that.
@@ -82,7 +110,7 @@ func asChild(args []string) error {
 	var err error
 	switch args[0] {
 	case childPion:
-		err = servePion()
+		err = servePion(args[1:])
 	case childLog:
 		err = timeLog(args[1:])
 	default:

@@ -29,44 +29,25 @@ const (
 // through, in bursts of one flow.
 func measureRelay(ctx context.Context, l *lab, k kind, r recorder) error {
 	return l.with(ctx, k, func(s *server, c *clients) error {
-		g := &generator{lab: l, server: s, client: c.socket}
-		var err error
-		if g.relayed, err = c.allocateAll(0, flowCount); err != nil {
-			return err
-		}
-		if err = c.bindAll(0, flowCount); err != nil {
-			return err
-		}
-		if g.peer, err = newSocket(l.net.peer, peerPort); err != nil {
-			return err
-		}
-		defer g.peer.close()
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
-			return fmt.Errorf("ask for exact timers: %w", err)
-		}
-		for _, up := range []bool{true, false} {
-			for _, size := range []int{160, 1200} {
-				g.up, g.size = up, size
-				if err := g.all(ctx, r); err != nil {
-					return fmt.Errorf("%s: %w", g.name(), err)
-				}
-			}
-		}
-		return nil
+		g := &generator{lab: l, server: s, client: c.transport, lostAfter: lostAfter, quiet: quiet, goals: true}
+		return g.measure(ctx, c, r)
 	})
 }
 
 // generator sends packets into a server and takes them at the other end. All
 // of it is one thread: the server has the rest of the machine.
 type generator struct {
-	lab          *lab
-	server       *server
-	client, peer *socket
-	relayed      []netip.AddrPort
-	up           bool // from clients to peers
-	size         int  // of the payload
+	lab       *lab
+	server    *server
+	client    transport
+	peer      *socket
+	over      string        // what clients are on, before a blank; empty for UDP
+	lostAfter time.Duration // when a server is kept busy
+	quiet     time.Duration // after which nothing more comes
+	goals     bool          // there are any for this
+	relayed   []netip.AddrPort
+	up        bool // from clients to peers
+	size      int  // of the payload
 
 	round          uint32 // tells the packets of one trial from those of others
 	flow           int
@@ -76,9 +57,37 @@ type generator struct {
 
 func (g *generator) name() string {
 	if g.up {
-		return fmt.Sprintf("to peer, %d B", g.size)
+		return fmt.Sprintf("%sto peer, %d B", g.over, g.size)
 	}
-	return fmt.Sprintf("to client, %d B", g.size)
+	return fmt.Sprintf("%sto client, %d B", g.over, g.size)
+}
+
+// measure has c allocate and bind, and makes all trials, either way and in two sizes.
+func (g *generator) measure(ctx context.Context, c *clients, r recorder) (err error) {
+	if g.relayed, err = c.allocateAll(0, flowCount); err != nil {
+		return err
+	}
+	if err = c.bindAll(0, flowCount); err != nil {
+		return err
+	}
+	if g.peer, err = newSocket(g.lab.net.peer, peerPort); err != nil {
+		return err
+	}
+	defer g.peer.close()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("ask for exact timers: %w", err)
+	}
+	for _, up := range []bool{true, false} {
+		for _, size := range []int{160, 1200} {
+			g.up, g.size = up, size
+			if err := g.all(ctx, r); err != nil {
+				return fmt.Errorf("%s: %w", g.name(), err)
+			}
+		}
+	}
+	return nil
 }
 
 // all makes all trials of one way and size.
@@ -108,10 +117,12 @@ func (g *generator) all(ctx context.Context, r recorder) error {
 			per := micros(cpu) / float64(g.received)
 			if steady {
 				r.add(name+": CPU per packet", "us", per, nil)
-				r.add(name+": latency p50", "us", quantile(g.latencies, 0.5), nil)
-				r.add(name+": latency p99", "us", quantile(g.latencies, 0.99), ofCoturn(1, "no worse than coturn"))
+				if len(g.latencies) > 0 {
+					r.add(name+": latency p50", "us", quantile(g.latencies, 0.5), nil)
+					r.add(name+": latency p99", "us", quantile(g.latencies, 0.99), g.goal(1, "no worse than coturn"))
+				}
 			} else {
-				r.add(name+": CPU per packet", "us", per, ofCoturn(0.5, "under half of coturn"))
+				r.add(name+": CPU per packet", "us", per, g.goal(0.5, "under half of coturn"))
 				r.add(name+": relayed", "k/s", float64(g.received)/took.Seconds()/1000, nil)
 			}
 			r.add(name+": lost", "%", 100*float64(g.sent-g.received)/float64(g.sent), nil)
@@ -122,6 +133,14 @@ func (g *generator) all(ctx context.Context, r recorder) error {
 		}
 	}
 	return nil
+}
+
+// goal is ofCoturn where there are goals.
+func (g *generator) goal(share float64, text string) *goal {
+	if !g.goals {
+		return nil
+	}
+	return ofCoturn(share, text)
 }
 
 // trial runs f and reports what the server spent on it, and how long it took.
@@ -137,15 +156,15 @@ func (g *generator) trial(f func() error, report func(cpu, took time.Duration)) 
 		return err
 	}
 	took := time.Since(began)
-	if err := g.takeAll(quiet); err != nil {
+	if err := g.takeAll(g.quiet); err != nil {
 		return err
 	}
 	after, err := g.server.cpu()
 	if err != nil {
 		return err
 	}
-	if g.received == 0 {
-		return fmt.Errorf("of %d packets none came through", g.sent)
+	if g.received == 0 || g.received > g.sent {
+		return fmt.Errorf("of %d packets %d came through", g.sent, g.received)
 	}
 	report(after-before, took)
 	return nil
@@ -154,7 +173,7 @@ func (g *generator) trial(f func() error, report func(cpu, took time.Duration)) 
 // push queues a packet of a flow, in the train of the one before it or alone.
 func (g *generator) push(flow int, train bool) error {
 	g.sent++
-	out, header := g.peer, 0
+	out, header := transport(g.peer), 0
 	if g.up {
 		out, header = g.client, 4
 	}
@@ -185,7 +204,7 @@ func (g *generator) flush() error {
 func (g *generator) take(wait time.Duration) (int, error) {
 	in, header := g.client, 4
 	if g.up {
-		in, header = g.peer, 0
+		in, header = transport(g.peer), 0
 	}
 	n, err := in.receive(wait)
 	for i := range n {
@@ -194,6 +213,9 @@ func (g *generator) take(wait time.Duration) (int, error) {
 			continue
 		}
 		g.received++
+		if d.stamp == 0 {
+			continue
+		}
 		g.latencies = append(g.latencies, float64(d.stamp-int64(binary.BigEndian.Uint64(d.data[header:])))/1000)
 	}
 	return n, err
@@ -256,7 +278,7 @@ func (g *generator) busy(d time.Duration, run int) error {
 			return err
 		case n > 0:
 			heard = time.Now()
-		case time.Since(heard) > lostAfter:
+		case time.Since(heard) > g.lostAfter:
 			lost, heard = g.sent-g.received, time.Now()
 		default:
 			pause(20 * time.Microsecond)

@@ -63,18 +63,18 @@ func (c *clients) untilAnswered(s *server, list []call, began time.Time) (time.D
 		default:
 		}
 		one := &list[(i*7919)%len(list)]
-		if err := c.socket.queue(nth(clientAddresses, one.client), listenAddress, copy(c.socket.next(), one.frame)); err != nil {
+		if err := c.transport.queue(nth(clientAddresses, one.client), listenAddress, copy(c.transport.next(), one.frame)); err != nil {
 			return 0, err
 		}
-		if err := c.socket.flush(); err != nil {
+		if err := c.transport.flush(); err != nil {
 			return 0, err
 		}
-		n, err := c.socket.receive(time.Millisecond)
+		n, err := c.transport.receive(time.Millisecond)
 		if err != nil {
 			return 0, err
 		}
 		for d := range n {
-			if answer := c.socket.datagram(d).data; success(answer) && answer[1] == 0x04 { // a Refresh
+			if answer := c.transport.datagram(d).data; success(answer) && answer[1] == 0x04 { // a Refresh
 				return time.Since(began), nil
 			}
 		}
