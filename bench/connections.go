@@ -37,7 +37,10 @@ type connection struct {
 	out     []byte        // what is queued
 }
 
-// newConnections connects the first n clients to a server, over TLS where config is not nil.
+var errHandshake = errors.New("no handshake")
+
+// newConnections connects the first n clients to a server, over TLS where config is not nil. It yields
+// errHandshake where the server does not speak it.
 func newConnections(s *space, n int, to netip.AddrPort, config *tls.Config) (_ *connections, err error) {
 	k := &connections{}
 	if k.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -58,7 +61,7 @@ func newConnections(s *space, n int, to netip.AddrPort, config *tls.Config) (_ *
 		if config != nil {
 			t := tls.Client(c.raw, config)
 			if err := t.Handshake(); err != nil {
-				return nil, fmt.Errorf("shake hands with %v: %w", to, err)
+				return nil, fmt.Errorf("%w with %v: %w", errHandshake, to, err)
 			}
 			c.stream = t
 		}

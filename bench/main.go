@@ -55,7 +55,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.runs, "runs", 0, "runs of each measurement (default 3, 1 with -quick)")
 	only := f.String("only", "", "run only the measurements whose name matches this expression")
 	f.StringVar(&o.servers, "servers", "turnstone,coturn,pion", "servers to measure, in this order")
-	f.BoolVar(&o.quick, "quick", false, "smaller and shorter, for a first look: about two minutes")
+	f.BoolVar(&o.quick, "quick", false, "smaller and shorter, for a first look: some minutes")
 	f.StringVar(&o.output, "o", "table", "table or json")
 	f.StringVar(&o.data, "data", "", "directory on the disk to measure (default: the temporary directory)")
 	f.StringVar(&o.turnstone, "turnstone", "", "turnstone binary (default: build it)")

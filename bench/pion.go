@@ -98,7 +98,7 @@ func pionListeners(ctx context.Context, certificate string) ([]turn.ListenerConf
 	}
 	return []turn.ListenerConfig{
 		{Listener: overTCP, RelayAddressGenerator: pionRelay()},
-		{Listener: tls.NewListener(overTLS, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}), RelayAddressGenerator: pionRelay()},
+		{Listener: tls.NewListener(overTLS, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}), RelayAddressGenerator: pionRelay()},
 	}, nil
 }
 

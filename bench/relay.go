@@ -184,6 +184,7 @@ func (g *generator) push(flow int, train bool) error {
 	}
 	binary.BigEndian.PutUint64(f[header:], uint64(time.Now().UnixNano()))
 	binary.BigEndian.PutUint32(f[header+8:], g.round)
+	binary.BigEndian.PutUint16(f[header+12:], uint16(flow))
 	if train {
 		return out.join(header + g.size)
 	}
@@ -202,15 +203,18 @@ func (g *generator) flush() error {
 
 // take takes what has come through, waiting for at most wait, and says how many datagrams were there.
 func (g *generator) take(wait time.Duration) (int, error) {
-	in, header := g.client, 4
+	in, header, hosts := g.client, 4, clientAddresses
 	if g.up {
-		in, header = transport(g.peer), 0
+		in, header, hosts = transport(g.peer), 0, peerAddresses
 	}
 	n, err := in.receive(wait)
 	for i := range n {
 		d := in.datagram(i)
 		if len(d.data) != header+g.size || binary.BigEndian.Uint32(d.data[header+8:]) != g.round {
 			continue
+		}
+		if flow := binary.BigEndian.Uint16(d.data[header+12:]); d.at != nth(hosts, int(flow)) {
+			return n, fmt.Errorf("a packet of flow %d came to %v", flow, d.at)
 		}
 		g.received++
 		if d.stamp == 0 {
