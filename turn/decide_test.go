@@ -70,6 +70,9 @@ func TestAllocate(t *testing.T) {
 		{"TokenAndFamily", nil, []stun.Setter{transport(17), token(ReservationToken{1}), family(1)}, 400, 0, false},
 		{"EvenPort", nil, []stun.Setter{transport(17), evenPort(0)}, 0, 600, false},
 		{"EvenPortWithReservation", nil, []stun.Setter{transport(17), evenPort(0x80)}, 0, 600, false},
+		{"EvenPortOtherBits", nil, []stun.Setter{transport(17), evenPort(0x7F)}, 0, 600, false},
+		{"TransportOtherBits", nil, []stun.Setter{set(stun.AttrRequestedTransport, 17, 0xFF, 0xFF, 0xFF)}, 0, 600, false},
+		{"FamilyOtherBits", nil, []stun.Setter{transport(17), set(stun.AttrRequestedAddressFamily, 2, 0xFF, 0xFF, 0xFF)}, 0, 600, true},
 		{"EvenPortOfOtherLength", nil, []stun.Setter{transport(17), set(stun.AttrEvenPort)}, 400, 0, false},
 		{"AttributesOfOtherMethods", nil, []stun.Setter{transport(17), set(stun.AttrXORPeerAddress, 1), set(stun.AttrChannelNumber)}, 0, 600, false},
 		{"MappedPeerOfAnotherMethod", nil, []stun.Setter{transport(17), peer(peerA)}, 0, 600, false},
@@ -326,6 +329,7 @@ func TestChannelBind(t *testing.T) {
 	}{
 		{"First", alice(), nil, []stun.Setter{channel(0x4000), peer(peerA)}, 0},
 		{"Last", alice(), nil, []stun.Setter{channel(0x7FFF), peer(peerA)}, 0},
+		{"OtherBits", alice(), nil, []stun.Setter{set(stun.AttrChannelNumber, 0x40, 0, 0xFF, 0xFF), peer(peerA)}, 0},
 		{"BelowTheRange", alice(), nil, []stun.Setter{channel(0x3FFF), peer(peerA)}, 400},
 		{"AboveTheRange", alice(), nil, []stun.Setter{channel(0x8000), peer(peerA)}, 400},
 		{"LastOfRFC8656", alice(), func(c *core) { c.rules.LastChannel = ChannelLast }, []stun.Setter{channel(0x4FFF), peer(peerA)}, 0},

@@ -17,6 +17,14 @@ var rfc8489 = []requirement{
 		by: "turn:StreamFrame turn/relay:stream.take", tests: "turn/relay:TestStreamIsReadAsItComes",
 	},
 	{
+		section: "6.2.2", text: "A stream stays open while it is used; what is no message on it, or none that ends, has it closed.",
+		by: "turn:StreamFrame turn/relay:stream.readAll", tests: "turn/relay:TestStreamsAreCutOff turn/relay:TestClientsThatLeaveAreNotCutOff",
+	},
+	{
+		section: "6.2.3", text: "TLS is 1.2 or later.",
+		by: "cmd/turnstone/internal/certs/certs.go", tests: "cmd/turnstone/internal/certs:TestNamesChooseTheCertificate",
+	},
+	{
 		section: "6.3", text: "Messages of unknown methods, and classes that a server is not sent, are dropped without an answer.",
 		by: "turn:decodeRequest", tests: "turn:TestAdmitDrops/UnknownMethod turn:TestAdmitDrops/Response turn:TestAdmitDrops/Indication turn:TestAdmitDrops/SendRequest",
 	},

@@ -34,6 +34,10 @@ var rfc8656 = []requirement{
 		by: "turn/relay:hand.channelData turn/relay:hand.sendIndication", tests: "turn/relay:TestMalformedFramesAreDropped",
 	},
 	{
+		section: "5", text: "Clients come over UDP; TCP, TLS and DTLS are served too.",
+		by: "turn/relay:Server.listen turn/relay:Server.listenStream turn/relay:Server.listenDTLS", tests: "turn/relay:TestStreamsRelay test:TestPionClient test:TestPionClientOnStreams test:TestConformance",
+	},
+	{
 		section: "5", text: "A retransmission is recognized, and has the effect of one request.",
 		by: "turn:recall", tests: "turn:TestRetransmission turn:TestRefreshToZeroTwice turn:TestSameTransactionInOtherMethods turn:TestAnswerOutlivesItsAllocation",
 	},
@@ -367,6 +371,25 @@ var rfc8656 = []requirement{
 		section: "18", text: "Attributes of a fixed length have it.",
 		by: "turn:Request.word turn:Request.decode", tests: "turn:TestAllocate/LifetimeOfOtherLength turn:TestAllocate/FamilyOfOtherLength turn:TestAllocate/EvenPortOfOtherLength turn:TestAllocate/TokenTooShort turn:TestRefresh/MalformedLifetime",
 		name: "LifetimeOfOtherLength", code: 400, ask: asked(allocateMethod, transport(transportUDP), set(stun.AttrLifetime, 1, 2)),
+	},
+	{
+		section: "18", text: "Bits for future use are ignored: behind a protocol, a family or a channel number, and beside the R bit of EVEN-PORT.",
+		by: "turn:Request.decode", tests: "turn:TestAllocate/TransportOtherBits turn:TestAllocate/FamilyOtherBits turn:TestAllocate/EvenPortOtherBits turn:TestChannelBind/OtherBits",
+	},
+	{
+		section: "18.1", text: "CHANNEL-NUMBER has four bytes.",
+		by: "turn:Request.word", tests: "turn:TestChannelBind/MalformedChannel",
+		name: "ChannelOfOtherLength", code: 400, ask: holding(stun.MethodChannelBind, set(stun.AttrChannelNumber, 0x40, 0), peer(peerA)),
+	},
+	{
+		section: "18.3", text: "XOR-PEER-ADDRESS is of IPv4 with 8 bytes or of IPv6 with 20.",
+		by: "turn:parseXOR", tests: "turn:TestCreatePermission/UnknownAddressFamily turn:TestParseSend/MalformedPeer",
+		name: "UnknownFamily", code: 400, ask: holding(stun.MethodCreatePermission, set(stun.AttrXORPeerAddress, 0, 3, 2, 2, 1, 1, 1, 1)),
+	},
+	{
+		section: "18.10", text: "RESERVATION-TOKEN has eight bytes.",
+		by: "turn:Request.decode", tests: "turn:TestAllocate/TokenTooShort",
+		name: "TokenTooShort", code: 400, ask: asked(allocateMethod, transport(transportUDP), set(stun.AttrReservationToken, 1, 2, 3, 4, 5, 6, 7)),
 	},
 	{
 		section: "21.2", text: "A relay opens no way into a network: only peers that a client has permitted reach it, and it reaches no address that leads inside.",
