@@ -37,6 +37,7 @@ type served struct {
 	load         loader
 	now          atomic.Pointer[running]
 	key          [32]byte // of nonces
+	tickets      *turn.Tickets
 	certificates *certs.Store
 	store        *store.Log
 	relay        *relay.Server
@@ -66,6 +67,9 @@ func (d *served) settings(r config.Resolved) (relay.Settings, string, error) {
 		u := turn.User{Name: "demo", Password: base64.RawURLEncoding.EncodeToString(secret)}
 		g.Users = []turn.User{u}
 		demo = iceServers(turnURLs(r), u.Name, u.Password)
+	}
+	if r.Mobility {
+		r.Rules.Tickets = d.tickets
 	}
 	return relay.Settings{
 		Gate: turn.NewGate(g), Rules: r.Rules, UnauthRate: r.UnauthRate, UnauthBurst: r.UnauthBurst, ICMP: r.ICMP, Digest: r.Digest,

@@ -92,6 +92,11 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 		return err
 	}
 	d.key = [32]byte(key)
+	ticketKey, err := store.LoadKey(r.Data, "ticket", 32)
+	if err != nil {
+		return err
+	}
+	d.tickets = turn.NewTickets([32]byte(ticketKey))
 	if r.Hook.URL != "" {
 		h := hook.New(r.Hook.URL, r.Hook.Token)
 		defer h.Close()

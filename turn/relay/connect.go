@@ -150,7 +150,8 @@ func (s *Server) arrived(r *relayed, conn *net.TCPConn) error {
 	var c *peerConn
 	err := s.do(ctx, func(w *writer) error {
 		e, ok := turn.AcceptPeer(w.state, &w.rules, f.id, peer, entropy, w.begin())
-		if !ok || f.stream.gone.Load() {
+		at := f.at.Load()
+		if !ok || at == nil || at.stream.gone.Load() {
 			return errNotLetIn
 		}
 		c = &peerConn{id: e.Connection, allocation: f.id, peer: peer, conn: conn}
@@ -159,7 +160,7 @@ func (s *Server) arrived(r *relayed, conn *net.TCPConn) error {
 		b := w.open
 		from := len(b.bytes)
 		b.bytes = turn.AppendConnectionAttempt(b.bytes, s.indicationID(), e.Connection, w.rules.Shown(peer))
-		b.replies = append(b.replies, outgoing{listener: f.listener, stream: f.stream, from: from, to: len(b.bytes), unasked: true})
+		b.replies = append(b.replies, outgoing{listener: at.listener, stream: at.stream, from: from, to: len(b.bytes), unasked: true})
 		return nil
 	})
 	if err != nil && c != nil {

@@ -25,10 +25,11 @@ const (
 	DropBacklog                  // the client's stream does not take what peers send as fast as they send it
 	DropMTU                      // not to be fragmented, and larger than the link takes
 	DropDirectory                // a request that waited for a directory that did not answer
+	DropAdrift                   // to a client that is gone, and may come back from elsewhere
 	drops
 )
 
-var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported", "backlog", "mtu", "directory"}
+var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported", "backlog", "mtu", "directory", "adrift"}
 
 func (d Drop) String() string { return dropNames[d] }
 

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,24 +13,25 @@ import (
 // deadlines, in uptime nanoseconds, are checked for every datagram. The committer changes
 // it, the shards read it.
 type flow struct {
-	id       turn.AllocationID
-	listener *listener
-	client   netip.AddrPort
-	stream   *stream // that the client is on, nil for UDP
-	toClient sockaddr
-	sockets  []*relayed
-	probes   atomic.Bool // its client has sent with DONT-FRAGMENT
-	takers   []*relayed  // of TCP, in place of sockets
-	gone     atomic.Bool // the allocation has ended; caches must not use it
-	grants   atomic.Pointer[grants]
-	token    atomic.Pointer[turn.SealedToken] // that the client proved itself by, nil for none
-	meters   [2]atomic.Pointer[uint64]        // by direction: words of its own, or those a datapath shares
-	own      [2]uint64
-	lent     uint32 // what is to be given back for them, 0 for nothing
+	id      turn.AllocationID
+	at      atomic.Pointer[seat] // where what peers send goes, nil for nowhere
+	sockets []*relayed
+	probes  atomic.Bool // its client has sent with DONT-FRAGMENT
+	takers  []*relayed  // of TCP, in place of sockets
+	gone    atomic.Bool // the allocation has ended; caches must not use it
+	grants  atomic.Pointer[grants]
+	token   atomic.Pointer[turn.SealedToken] // that the client proved itself by, nil for none
+	meters  [2]atomic.Pointer[uint64]        // by direction: words of its own, or those a datapath shares
+	own     [2]uint64
+	lent    uint32 // what is to be given back for them, 0 for nothing
 
 	indications counters // of Send and Data
 	connections peerCounters
 	past        map[pastBinding]turn.Usage // of bindings that have ended; the committer's
+	places      places                     // the committer's
+
+	mu         sync.Mutex // guards home and next, and changes of at
+	home, next *seat      // where the client is and where it moves to, nil for nowhere
 }
 
 // pastBinding names a binding whose counts go on if it is bound again.
@@ -47,8 +49,8 @@ type relayed struct {
 	ended    bool // before its flow; the committer's
 }
 
-func newFlow(id turn.AllocationID, l *listener, client netip.AddrPort) *flow {
-	f := &flow{id: id, listener: l, client: client, toClient: sockaddrOf(client)}
+func newFlow(id turn.AllocationID) *flow {
+	f := &flow{id: id}
 	f.grants.Store(&noGrants)
 	for d := range f.meters {
 		f.meters[d].Store(&f.own[d])

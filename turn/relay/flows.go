@@ -22,6 +22,7 @@ type flows struct {
 	len      atomic.Int64
 	listener func(netip.AddrPort, turn.Protocol) *listener
 	conns    *peerConns
+	moved    *reports // where clients have moved to
 }
 
 // transportTCP is REQUESTED-TRANSPORT of a TCP allocation.
@@ -99,7 +100,12 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 	for _, e := range r.Events {
 		switch e := e.(type) {
 		case turn.AllocationCreated:
-			t.add(e.Allocation, e.FiveTuple, e.Transport == transportTCP, e.Relayed, r.Moment.Uptime+time.Duration(e.Lifetime)*time.Second)
+			f := t.add(e.Allocation, e.Transport == transportTCP, e.Relayed, r.Moment.Uptime+time.Duration(e.Lifetime)*time.Second)
+			t.place(f, places{home: e.FiveTuple})
+		case turn.AllocationMoved:
+			on(e.Allocation, func(f *flow) { t.place(f, f.places.move(e.FiveTuple)) })
+		case turn.FiveTupleLeft:
+			on(e.Allocation, func(f *flow) { t.place(f, f.places.leave(e.FiveTuple)) })
 		case turn.AllocationRefreshed:
 			on(e.Allocation, func(f *flow) { f.prolong(end(time.Duration(e.Lifetime)*time.Second), netip.AddrPort{}) })
 		case turn.AllocationDeleted:
@@ -140,22 +146,9 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 	return final
 }
 
-// add makes the flow of an allocation, whose sockets the pool has. Without them, or
-// without its listener or stream, there is nothing to relay.
-func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, tcp bool, addresses []netip.AddrPort, deadline time.Duration) *flow {
-	l := t.listener(ft.Server, ft.Protocol)
-	if l == nil {
-		return nil
-	}
-	var c *stream
-	if ft.Protocol != turn.UDP {
-		if c = l.streams.get(ft.Client); c == nil {
-			t.forgo(addresses) // its end is on the way to the log
-			return nil
-		}
-	}
-	f := newFlow(id, l, ft.Client)
-	f.stream = c
+// add makes the flow of an allocation, whose sockets the pool has. Its client has no seat yet.
+func (t *flows) add(id turn.AllocationID, tcp bool, addresses []netip.AddrPort, deadline time.Duration) *flow {
+	f := newFlow(id)
 	if t.meters != nil {
 		f.share(t.meters)
 	}
@@ -179,23 +172,10 @@ func (t *flows) add(id turn.AllocationID, ft turn.FiveTuple, tcp bool, addresses
 	for _, r := range f.sockets {
 		t.relayed.set(r.address, f)
 	}
-	l.flows.set(f.client, f)
-	if c != nil {
-		c.attach(f)
-	}
 	for _, r := range f.addresses() {
 		r.socket.serve(r)
 	}
 	return f
-}
-
-// forgo leaves the sockets of an allocation that will not be relayed for in closing.
-func (t *flows) forgo(addresses []netip.AddrPort) {
-	for _, a := range addresses {
-		if s, ok := t.sockets.take(a); ok {
-			t.closing = append(t.closing, s)
-		}
-	}
 }
 
 // remove ends a flow. Its sockets are left in closing: a shard may have them in hand.
@@ -209,12 +189,7 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 	delete(t.byID, id)
 	t.mu.Unlock()
 	t.len.Add(-1)
-	if f.listener.flows.get(f.client) == f {
-		f.listener.flows.delete(f.client)
-	}
-	if f.stream != nil {
-		f.stream.detach(f)
-	}
+	t.place(f, places{})
 	for _, r := range f.addresses() {
 		t.end(r)
 	}
@@ -270,9 +245,9 @@ func (t *flows) release(a netip.AddrPort) {
 
 // adopt makes the flow of an allocation of a replayed state.
 func (t *flows) adopt(a *turn.Allocation) {
-	if f := t.add(a.ID, a.FiveTuple, a.TCP(), a.Relayed, a.Deadline.Uptime); f != nil {
-		f.assume(a)
-	}
+	f := t.add(a.ID, a.TCP(), a.Relayed, a.Deadline.Uptime)
+	f.assume(a)
+	t.place(f, placesOf(a))
 }
 
 // reconcile makes t what s says, after a recovery. It yields the final usage of what ended.
@@ -290,6 +265,7 @@ func (t *flows) reconcile(s *turn.State) (final []turn.Event) {
 				}
 			}
 			f.assume(a)
+			t.place(f, placesOf(a))
 		} else {
 			t.adopt(a)
 		}

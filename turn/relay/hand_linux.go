@@ -39,28 +39,31 @@ func (h *hand) settle() {
 	}
 }
 
-// channelData relays a ChannelData message of the client of f, which is nil for one without an allocation.
-func (h *hand) channelData(f *flow, frame []byte, hp hop) {
+// channelData relays a ChannelData message from e, which is nil for a client without an allocation.
+func (h *hand) channelData(e *seat, frame []byte, hp hop) {
 	st := &h.server.stats
 	number, payload, err := turn.ParseChannelData(frame)
 	if err != nil {
 		st.drop(DropMalformed)
 		return
 	}
-	if f == nil {
+	if e == nil {
 		st.drop(DropNoAllocation)
 		return
 	}
-	b := f.channel(number, h.now)
+	b := e.flow.channel(number, h.now)
 	if b == nil || b.socket == nil {
 		st.drop(DropNoChannel)
 		return
 	}
+	if e.coming.Load() {
+		h.server.arrive(e)
+	}
 	h.toPeer(b.socket, b.peer, &b.toPeer, payload, hp, &b.counters)
 }
 
-// sendIndication relays a Send indication of the client of f, likewise.
-func (h *hand) sendIndication(f *flow, frame []byte, hp hop) {
+// sendIndication relays a Send indication from e, likewise.
+func (h *hand) sendIndication(e *seat, frame []byte, hp hop) {
 	st := &h.server.stats
 	peer, payload, dontFragment, err := turn.ParseSend(frame)
 	switch {
@@ -71,10 +74,11 @@ func (h *hand) sendIndication(f *flow, frame []byte, hp hop) {
 		st.drop(DropMalformed)
 		return
 	}
-	if f == nil {
+	if e == nil {
 		st.drop(DropNoAllocation)
 		return
 	}
+	f := e.flow
 	peer = h.server.surroundings.Load().private(peer)
 	r := f.socketFor(peer.Addr())
 	if r == nil || peer.Port() == 0 || !f.permits(peer.Addr(), h.now) {
@@ -84,6 +88,9 @@ func (h *hand) sendIndication(f *flow, frame []byte, hp hop) {
 	to := sockaddrOf(peer)
 	if hp.whole = dontFragment; dontFragment && !f.probes.Load() {
 		f.probes.Store(true)
+	}
+	if e.coming.Load() {
+		h.server.arrive(e)
 	}
 	h.toPeer(r, peer, &to, payload, hp, &f.indications)
 }

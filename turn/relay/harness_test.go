@@ -172,7 +172,7 @@ func ctxFor(t testing.TB) context.Context {
 // flow is the flow of c.
 func (g *rig) flow(c *client) *flow {
 	g.t.Helper()
-	f := g.listeners[0].flows.get(c.addr)
+	f := g.listeners[0].seats.get(c.addr).of()
 	if f == nil {
 		g.t.Fatalf("%v has no flow", c.addr)
 	}

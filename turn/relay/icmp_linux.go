@@ -88,22 +88,23 @@ func (h *shard) icmp(r *relayed, fd int) {
 // tell tells the client of r of an ICMP error about a datagram to peer, if it may hear of peer (RFC 8656 section 11.5).
 func (h *shard) tell(r *relayed, peer netip.AddrPort, e turn.ICMPError) {
 	f, around := r.flow, h.server.surroundings.Load()
+	to := f.at.Load()
 	switch {
-	case !around.icmp.tells(f), f.gone.Load(), !f.permits(peer.Addr(), h.now):
+	case to == nil, !around.icmp.tells(f), f.gone.Load(), !f.permits(peer.Addr(), h.now):
 		return
 	case !f.within(h.server.cap, toClient, turn.ICMPIndicationSize, h.now):
 		h.server.stats.drop(DropMeter)
 		return
 	}
 	tx, peer := h.server.indicationID(), around.shown(peer)
-	if f.stream != nil {
-		f.stream.icmpIndication(tx, peer, e)
+	if to.stream != nil {
+		to.stream.icmpIndication(tx, peer, e)
 		return
 	}
-	fd := f.listener.fds[h.index]
+	fd := to.listener.fds[h.index]
 	h.out.room(fd, turn.ICMPIndicationSize)
 	b := turn.AppendICMPIndication(h.out.take(turn.ICMPIndicationSize), tx, peer, e)
-	h.out.push(fd, &f.toClient, b, nil, hop{}, true)
+	h.out.push(fd, &to.toClient, b, nil, hop{}, true)
 }
 
 // sendTries bounds how often a message is tried: each try may be told of an ICMP error about an earlier one.

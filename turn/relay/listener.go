@@ -19,7 +19,7 @@ type listener struct {
 	fds     []int // of UDP: one for each shard, or none over a virtual network
 	conn    packetConn
 	accepts []accepter       // of the other protocols
-	flows   stripes[*flow]   // by client
+	seats   stripes[*seat]   // by client
 	streams stripes[*stream] // by client
 }
 

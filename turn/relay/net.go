@@ -60,7 +60,8 @@ func (s *Server) openNet(a netip.AddrPort) (packetConn, error) {
 // netFromClient is what a shard does with a frame of a client, one at a time.
 func (s *Server) netFromClient(l *listener, client netip.AddrPort, frame []byte) {
 	now := int64(s.clock().Uptime)
-	f := l.flows.get(client)
+	at := l.seats.get(client)
+	f := at.of()
 	switch turn.Classify(frame) {
 	case turn.FrameChannelData:
 		number, payload, err := turn.ParseChannelData(frame)
@@ -71,6 +72,7 @@ func (s *Server) netFromClient(l *listener, client netip.AddrPort, frame []byte)
 		} else if b := f.channel(number, now); b == nil || b.socket == nil {
 			s.stats.drop(DropNoChannel)
 		} else {
+			s.netArrive(at)
 			s.netToPeer(b.socket, b.peer, payload, &b.counters)
 		}
 	case turn.FrameSTUN:
@@ -91,9 +93,16 @@ func (s *Server) netFromClient(l *listener, client netip.AddrPort, frame []byte)
 			s.stats.drop(DropNoPermission)
 			return
 		}
+		s.netArrive(at)
 		s.netToPeer(f.socketFor(peer.Addr()), peer, payload, &f.indications)
 	default:
 		s.stats.drop(DropMalformed)
+	}
+}
+
+func (s *Server) netArrive(e *seat) {
+	if e.coming.Load() {
+		s.arrive(e)
 	}
 }
 
@@ -127,6 +136,11 @@ func (s *Server) netFromPeer(r *relayed, peer netip.AddrPort, payload []byte) {
 		s.stats.drop(DropGuarded)
 		return
 	}
+	e := f.at.Load()
+	if e == nil {
+		s.stats.drop(DropAdrift)
+		return
+	}
 	if !f.within(s.cap, toClient, len(payload), int64(s.clock().Uptime)) {
 		s.stats.drop(DropMeter)
 		return
@@ -140,7 +154,7 @@ func (s *Server) netFromPeer(r *relayed, peer netip.AddrPort, payload []byte) {
 	} else {
 		frame = turn.AppendDataIndication(nil, s.indicationID(), s.surroundings.Load().shown(peer), payload)
 	}
-	if _, err := f.listener.conn.WriteTo(frame, udpAddr(f.client)); err != nil {
+	if _, err := e.listener.conn.WriteTo(frame, udpAddr(e.client)); err != nil {
 		s.stats.drop(DropSend)
 		return
 	}

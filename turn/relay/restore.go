@@ -85,13 +85,22 @@ func (s *Server) reopen(state *turn.State) []turn.Event {
 	var all []*turn.Allocation
 	var gone []turn.Event
 	for a := range state.Allocations() {
-		if s.listenerOf(a.FiveTuple.Server, a.FiveTuple.Protocol) == nil {
-			s.log.Warn().Uint64("allocation", uint64(a.ID)).Stringer("listener", a.FiveTuple.Server).
-				Msg("allocation ends: its listener is not configured any more")
-			gone = append(gone, turn.AllocationDeleted{Allocation: a.ID, Reason: turn.ReasonListenerGone})
-			continue
+		ended := false
+		for t := range a.FiveTuples() {
+			if s.listenerOf(t.Server, t.Protocol) == nil {
+				ended = a.Ticket == 0
+				what := "allocation ends"
+				if !ended {
+					what = "allocation waits for its client elsewhere"
+				}
+				s.log.Warn().Uint64("allocation", uint64(a.ID)).Stringer("listener", t.Server).
+					Msg(what + ": its listener is not configured any more")
+				gone = append(gone, turn.Leave(state, t, turn.ReasonListenerGone)...)
+			}
 		}
-		all = append(all, a)
+		if !ended {
+			all = append(all, a)
+		}
 	}
 	lost := make([][]netip.AddrPort, len(all))
 	var group errgroup.Group

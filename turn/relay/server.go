@@ -62,7 +62,8 @@ type Server struct {
 	conns peerConns
 	tcp   sync.WaitGroup // of relayed addresses and connections of TCP allocations
 	crowd crowd
-	ended ended
+	ended reports // streams that have
+	moved reports // where clients have moved to
 
 	withdrawer  withdrawer
 	replies     replier
@@ -92,6 +93,7 @@ func New(c Config) (*Server, error) {
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.posted.wake, s.withdrawer.wake, s.ended.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	s.moved.wake, s.flows.moved = make(chan struct{}, 1), &s.moved
 	s.spare.New = func() any { return &batch{} }
 	if _, err := io.ReadFull(c.Entropy, s.indications[:]); err != nil {
 		return nil, fmt.Errorf("draw entropy: %w", err)
@@ -389,7 +391,7 @@ func (s *Server) judge(o origin) (*turn.Request, *turn.Gate, *turn.Reply) {
 	gate := s.gate.Load()
 	var held turn.SealedToken
 	if gate.TakesTokens() {
-		held = o.listener.flows.get(o.client).held()
+		held = o.listener.seats.get(o.client).of().held()
 	}
 	q, reply, err := gate.Admit(o.listener.fiveTuple(o.client), o.frame, held, s.clock())
 	if err != nil {

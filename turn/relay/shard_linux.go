@@ -25,7 +25,7 @@ type shard struct {
 	slot   int // of in, that is free: those before are in out
 
 	lastClient netip.AddrPort // of the round
-	lastFlow   *flow
+	lastSeat   *seat
 	lastList   *listener
 }
 
@@ -146,7 +146,7 @@ func (h *shard) round(events []unix.EpollEvent) (stopped bool) {
 		}
 	}
 	h.flush()
-	h.lastFlow, h.lastList = nil, nil
+	h.lastSeat, h.lastList = nil, nil
 	return stopped
 }
 
@@ -183,10 +183,10 @@ func (h *shard) fromClients(l *listener, fd int) {
 func (h *shard) fromClient(l *listener, fd int, d *datagram, frame []byte) {
 	switch turn.Classify(frame) {
 	case turn.FrameChannelData:
-		h.channelData(h.flowOf(l, d.from), frame, d.hop)
+		h.channelData(h.seatOf(l, d.from), frame, d.hop)
 	case turn.FrameSTUN:
 		if turn.IsSend(frame) {
-			h.sendIndication(h.flowOf(l, d.from), frame, d.hop)
+			h.sendIndication(h.seatOf(l, d.from), frame, d.hop)
 			return
 		}
 		h.request(l, fd, d.from, frame)
@@ -195,14 +195,14 @@ func (h *shard) fromClient(l *listener, fd int, d *datagram, frame []byte) {
 	}
 }
 
-// flowOf finds a client's flow; of a burst of one client it looks only once.
-func (h *shard) flowOf(l *listener, client netip.AddrPort) *flow {
-	if h.lastFlow != nil && h.lastList == l && h.lastClient == client && !h.lastFlow.gone.Load() {
-		return h.lastFlow
+// seatOf finds a client's seat; of a burst of one client it looks only once.
+func (h *shard) seatOf(l *listener, client netip.AddrPort) *seat {
+	if h.lastSeat != nil && h.lastList == l && h.lastClient == client && !h.lastSeat.left.Load() {
+		return h.lastSeat
 	}
-	f := l.flows.get(client)
-	h.lastList, h.lastClient, h.lastFlow = l, client, f
-	return f
+	e := l.seats.get(client)
+	h.lastList, h.lastClient, h.lastSeat = l, client, e
+	return e
 }
 
 func (h *shard) fromPeers(r *relayed, fd int) {
@@ -216,6 +216,7 @@ func (h *shard) fromPeers(r *relayed, fd int) {
 func (h *shard) fromPeer(r *relayed, d *datagram) {
 	f, st := r.flow, &h.server.stats
 	b, permitted := f.fromPeer(d.from, h.now)
+	e := f.at.Load()
 	switch {
 	case f.gone.Load():
 		st.drop(DropNoAllocation)
@@ -229,6 +230,9 @@ func (h *shard) fromPeer(r *relayed, d *datagram) {
 	case !h.server.reachable(d.from):
 		st.drop(DropGuarded)
 		return
+	case e == nil:
+		st.drop(DropAdrift)
+		return
 	}
 	hp := hop{ttl: d.hop.ttl - 1, tos: d.hop.tos}
 	c := &f.indications
@@ -240,7 +244,7 @@ func (h *shard) fromPeer(r *relayed, d *datagram) {
 		switch {
 		case !f.within(h.server.cap, toClient, len(payload), h.now):
 			st.drop(DropMeter)
-		case !h.toClient(f, b, d.from, payload, hp):
+		case !h.toClient(e, b, d.from, payload, hp):
 			st.drop(DropBacklog)
 		default:
 			st.toClient(c, len(payload))
@@ -253,26 +257,26 @@ func (h *shard) fromPeer(r *relayed, d *datagram) {
 
 // toClient sends what came from a peer to the client: by b, or in an indication where that is nil. False: the client's
 // stream has no room.
-func (h *shard) toClient(f *flow, b *binding, peer netip.AddrPort, payload []byte, hp hop) bool {
+func (h *shard) toClient(e *seat, b *binding, peer netip.AddrPort, payload []byte, hp hop) bool {
 	switch {
-	case f.stream != nil && b != nil:
-		return f.stream.channelData(b.number, payload)
-	case f.stream != nil:
-		return f.stream.dataIndication(h.server.indicationID(), h.server.surroundings.Load().shown(peer), payload)
+	case e.stream != nil && b != nil:
+		return e.stream.channelData(b.number, payload)
+	case e.stream != nil:
+		return e.stream.dataIndication(h.server.indicationID(), h.server.surroundings.Load().shown(peer), payload)
 	}
-	fd := f.listener.fds[h.index]
+	fd := e.listener.fds[h.index]
 	if b != nil {
 		h.out.room(fd, turn.ChannelHeader)
 		head := h.out.take(turn.ChannelHeader)[:turn.ChannelHeader]
 		turn.PutChannelHeader(head, b.number, len(payload))
-		h.out.push(fd, &f.toClient, head, payload, hp, false)
+		h.out.push(fd, &e.toClient, head, payload, hp, false)
 		return true
 	}
 	n := len(payload) + turn.DataIndicationOverhead
 	h.out.room(fd, n)
 	shown := h.server.surroundings.Load().shown(peer)
 	frame := turn.AppendDataIndication(h.out.take(n), h.server.indicationID(), shown, payload)
-	h.out.push(fd, &f.toClient, frame, nil, hp, false)
+	h.out.push(fd, &e.toClient, frame, nil, hp, false)
 	return true
 }
 

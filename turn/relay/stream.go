@@ -39,7 +39,7 @@ type stream struct {
 	conn      net.Conn
 	client    netip.AddrPort
 	datagrams bool                 // DTLS: each frame is a message of its own
-	flow      atomic.Pointer[flow] // of its allocation, nil while it has none
+	seat      atomic.Pointer[seat] // of its allocation, nil while it has none
 	gone      atomic.Bool          // it has ended: nothing it asked for is decided any more
 	requests  atomic.Int32         // that wait for their answer
 	bound     atomic.Uint32        // the connection that a ConnectionBind bound, zero for none
@@ -126,11 +126,11 @@ func (c *stream) readAll(early []byte) (rest []byte, err error) {
 			if b, failed = c.grow(b, filled); failed != nil {
 				return nil, failed
 			}
-			if err != nil && (!errors.Is(err, os.ErrDeadlineExceeded) || c.flow.Load() == nil) {
+			if err != nil && (!errors.Is(err, os.ErrDeadlineExceeded) || c.seat.Load() == nil) {
 				return nil, err
 			}
 		}
-		if c.flow.Load() != nil {
+		if c.seat.Load() != nil {
 			last = time.Now()
 		}
 		if err := c.conn.SetReadDeadline(last.Add(c.server.config.Streams.Idle)); err != nil {
@@ -153,7 +153,7 @@ func (c *stream) grow(b []byte, filled int) ([]byte, error) {
 		return b, nil
 	}
 	size := 2 * len(b)
-	if size > helloBuffer && c.flow.Load() == nil {
+	if size > helloBuffer && c.seat.Load() == nil {
 		return b, errLongFrame
 	}
 	grown := make([]byte, min(size, turn.MaxStreamFrame))
@@ -177,10 +177,10 @@ func (c *stream) take(b []byte) (taken int, err error) {
 		taken += n
 		switch turn.Classify(frame) {
 		case turn.FrameChannelData:
-			h.channelData(c.flow.Load(), frame, hopOfStream)
+			h.channelData(c.seat.Load(), frame, hopOfStream)
 		case turn.FrameSTUN:
 			if turn.IsSend(frame) {
-				h.sendIndication(c.flow.Load(), frame, hopOfStream)
+				h.sendIndication(c.seat.Load(), frame, hopOfStream)
 				continue
 			}
 			hands.give(h) // the writer may be waited for

@@ -262,29 +262,29 @@ func (s *Server) serveStream(l *listener, client netip.AddrPort, secure func() (
 	l.streams.delete(client)
 }
 
-// attach gives c the flow of its allocation: it is idle no more.
-func (c *stream) attach(f *flow) {
-	if c.flow.Swap(f) == nil {
+// attach gives c a seat with an allocation: it is idle no more.
+func (c *stream) attach(e *seat) {
+	if c.seat.Swap(e) == nil {
 		c.server.crowd.counts(sourceOf(c.client.Addr()), -1)
 	}
 }
 
 // detach takes it away.
-func (c *stream) detach(f *flow) {
-	if c.flow.CompareAndSwap(f, nil) {
+func (c *stream) detach(e *seat) {
+	if c.seat.CompareAndSwap(e, nil) {
 		c.server.crowd.counts(sourceOf(c.client.Addr()), 1)
 		_ = c.conn.SetReadDeadline(time.Now().Add(c.server.config.Streams.Idle))
 	}
 }
 
-// ended are the streams whose end the writer has not heard of.
-type ended struct {
+// reports are five-tuples of which the writer is to hear something.
+type reports struct {
 	mu   sync.Mutex // guards list
 	list []turn.FiveTuple
 	wake chan struct{}
 }
 
-func (e *ended) add(t turn.FiveTuple) {
+func (e *reports) add(t turn.FiveTuple) {
 	e.mu.Lock()
 	e.list = append(e.list, t)
 	e.mu.Unlock()
@@ -294,7 +294,7 @@ func (e *ended) add(t turn.FiveTuple) {
 	}
 }
 
-func (e *ended) take() []turn.FiveTuple {
+func (e *reports) take() []turn.FiveTuple {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	list := e.list
@@ -302,8 +302,16 @@ func (e *ended) take() []turn.FiveTuple {
 	return list
 }
 
-// streamsEnded ends the allocations of streams that have ended.
+// clientsMoved ends what clients had before they moved.
+func (w *writer) clientsMoved() {
+	for _, t := range w.s.moved.take() {
+		w.apply(turn.Arrive(w.state, t)...)
+	}
+}
+
+// streamsEnded ends the allocations of streams that have ended, but for those of clients that may come back.
 func (w *writer) streamsEnded() {
+	w.clientsMoved()
 	why := turn.ReasonStreamClosed
 	select {
 	case <-w.s.stopping: // and closed them
@@ -311,22 +319,25 @@ func (w *writer) streamsEnded() {
 	default:
 	}
 	for _, t := range w.s.ended.take() {
-		if a := w.state.ByFiveTuple(t); a != nil {
-			w.apply(turn.AllocationDeleted{Allocation: a.ID, Reason: why})
-		}
+		w.apply(turn.Leave(w.state, t, why)...)
 	}
 }
 
-// orphans are the ends, for a reason, of the allocations whose stream is not there, and of connections
+// orphans are what follows, for a reason, for the allocations whose stream is not there, and of connections
 // that are not open.
 func (s *Server) orphans(state *turn.State, why turn.Reason) (events []turn.Event) {
 	for a := range state.Allocations() {
-		t := a.FiveTuple
-		if t.Protocol == turn.UDP {
-			continue
+		ended := false
+		for t := range a.FiveTuples() {
+			if t.Protocol == turn.UDP {
+				continue
+			}
+			if l := s.listenerOf(t.Server, t.Protocol); l == nil || l.streams.get(t.Client) == nil {
+				events = append(events, turn.Leave(state, t, why)...)
+				ended = a.Ticket == 0
+			}
 		}
-		if l := s.listenerOf(t.Server, t.Protocol); l == nil || l.streams.get(t.Client) == nil {
-			events = append(events, turn.AllocationDeleted{Allocation: a.ID, Reason: why})
+		if ended {
 			continue
 		}
 		for _, c := range a.Connections {

@@ -5,7 +5,7 @@ import "golang.org/x/sys/unix"
 // Linux sets DF for a socket, not for a datagram. Most datagrams go without (see setOptions); for those
 // of a Send indication with DONT-FRAGMENT the socket is switched over and back, which costs
 // two system calls for each run of them. A relayed socket is only sent on for its one client,
-// so by one hand at a time.
+// so by one hand at a time; while the client moves by two, and what is sent together may get the DF of the other.
 //
 // Afterwards an IPv4 socket does without DF in another way than before (IP_PMTUDISC_OMIT): the way of setOptions would keep
 // from us the ICMP errors that say which MTU DF met, for which the client asks. IPv6 tells of them anyway.

@@ -116,6 +116,8 @@ func (w *writer) run(stop <-chan struct{}) error {
 			w.apply(w.s.posted.take(maxEvents)...)
 		case <-w.s.ended.wake:
 			w.streamsEnded()
+		case <-w.s.moved.wake:
+			w.clientsMoved()
 		case hand <- w.open:
 			w.open = w.s.newBatch()
 		case <-w.timer.C:

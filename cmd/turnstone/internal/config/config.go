@@ -24,6 +24,8 @@ type Config struct {
 
 	ProxyProtocolFrom []string `toml:"proxy-protocol-from" flag:"proxy-protocol-from" arg:"CIDR" env:"PROXY_PROTOCOL_FROM" doc:"Networks (CIDR) of load balancers that begin each TCP or TLS connection with a PROXY protocol header, version 2. It is demanded of them, and of nobody else believed."`
 
+	Mobility string `toml:"mobility" flag:"mobility" arg:"MODE" env:"MOBILITY" doc:"on: clients that ask for a ticket (RFC 8016) keep their allocation when their address changes; one made over TCP, TLS or DTLS outlives its connection then, until its lifetime is over. off: such clients are refused (405)."`
+
 	StunDiscovery string `toml:"stun-discovery" flag:"stun-discovery" arg:"MODE" env:"STUN_DISCOVERY" doc:"auto: where listen has two addresses of a family with the same two ports each, over udp, clients can find out by them how their NAT behaves (RFC 5780), unless external-ip says that this host is behind one itself. off: they cannot."`
 
 	AlternateServers []string `toml:"alternate-servers" flag:"alternate-server" arg:"ADDR" env:"ALTERNATE_SERVERS" doc:"Servers that clients are sent to (300 Try Alternate) instead of being given an allocation while this one drains: IP:PORT for clients of all transports, or udp://IP:PORT, tcp://, tls:// or dtls:// for those of one. At most one for each transport and address family; a client is sent to one of its own family."`
@@ -146,7 +148,7 @@ func (d Duration) String() string {
 func Default() Config {
 	return Config{
 		Listen: []string{"udp://0.0.0.0:3478", "udp://[::]:3478", "tcp://0.0.0.0:3478", "tcp://[::]:3478"}, RelayPorts: "49152-65535",
-		Realm: "turnstone", Software: "turnstone", Metrics: DefaultMetrics, StunDiscovery: "auto", Redirect: "drain",
+		Realm: "turnstone", Software: "turnstone", Metrics: DefaultMetrics, Mobility: "on", StunDiscovery: "auto", Redirect: "drain",
 		Auth: Auth{
 			NonceLifetime: Duration(time.Hour), CredentialGrace: -1,
 			HTTPTimeout: Duration(2 * time.Second), HTTPCache: Duration(5 * time.Minute), HTTPFresh: Duration(10 * time.Second), HTTPRate: 100, HTTPKeys: "md5",

@@ -30,6 +30,7 @@ type Resolved struct {
 	UnauthRate   int
 	UnauthBurst  int
 	ICMP         relay.ICMP
+	Mobility     bool
 	Cap          turn.Cap // of an allocation in each direction
 	Digest       [32]byte // of the configuration, secrets left out
 	Data         string
@@ -96,6 +97,8 @@ func (c *Config) resolve(h host) (Resolved, error) {
 		r.Rules.Relays = c.relays(h, r.Listeners, &p)
 	}
 	c.alternates(&r.Rules, &p)
+	p.check("mobility", oneOf(c.Mobility, "on", "off"))
+	r.Mobility = c.Mobility == "on"
 	r.Certificates = c.certificates(h, r.Listeners, &p)
 	r.Streams = relay.Streams{Max: c.Limits.MaxStreams, MaxIdle: c.Limits.MaxIdleStreams}
 	var err error
