@@ -89,8 +89,8 @@ const (
 	versions = "TLS 1.2 and 1.3 are spoken, older versions are not"
 	service  = "the service manager does that"
 	datapath = "the relaying is built otherwise, and needs no tuning for it"
-	redirect = "clients are not sent to other servers"
-	nat5780  = "NAT behaviour discovery (RFC 5780) is not served"
+	redirect = "coturn sends every client there, turnstone only while it drains: alternate-servers"
+	nat5780  = "NAT behaviour discovery (RFC 5780) is served where listen has two addresses with the same two ports: add them there"
 	fewest   = "answers to Binding requests carry XOR-MAPPED-ADDRESS and nothing that is not asked for"
 )
 
@@ -199,7 +199,7 @@ var keys = map[string]key{
 	"prod":                              sets("software", ""),
 	"include-reason-string":             refused("the reasons in errors are those of the RFC"),
 	"rfc5766-channel-numbers":           whether(channels("rfc5766"), channels("rfc8656")),
-	"no-rfc5780":                        always(nat5780),
+	"no-rfc5780":                        sets("stun-discovery", "off"),
 	"rfc5780":                           refused(nat5780),
 	"stun-backward-compatibility":       refused(fewest),
 	"no-stun-backward-compatibility":    always(fewest),
