@@ -350,6 +350,20 @@ var rfc8656 = []requirement{
 		by: "turn/relay:hand.toPeer", tests: "turn/relay:TestChannelDataLengths",
 	},
 	{
+		section: "13", text: "TTL and hop limit fall by one, as at a router, which tells the sender where they are used up.",
+		by: "turn/relay:hand.toPeer turn/relay:shard.fromPeer bpf/turnstone.c", tests: "turn/relay:TestTTLFallsByOneAndTOSIsKept turn/relay:TestMixedFamilies kernel:TestTable",
+		but: "what has used them up is dropped and counted; no ICMP error is sent.",
+	},
+	{
+		section: "13", text: "The flow label is made of the five-tuple, not copied.",
+		by: "bpf/rewrite.h", tests: "kernel:TestTable kernel:TestDifferential",
+	},
+	{
+		section: "13", text: "What is too large for the link to the peer is fragmented or dropped as a router would, or as the host does by default.",
+		by: "turn/relay:setOptions bpf/turnstone.c", tests: "test:TestDontFragmentIPv6 test:TestKernelLearnsThePathMTU kernel:TestTable",
+		but: "nobody is sent an ICMP error by the relay itself: what the kernel path cannot send whole passes up, and userspace has the host fragment it, the alternate behaviour.",
+	},
+	{
 		section: "13", text: "Between families, and from IPv6 to IPv6, DONT-FRAGMENT is ignored.",
 		by: "turn/relay:hand.sendIndication", tests: "test:TestDontFragmentIPv6",
 		but: "it is heeded: a client that looks for the MTU of the path to its peer would be misled by a probe that went in fragments.",
