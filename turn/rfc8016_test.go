@@ -13,12 +13,11 @@ func moving(who *caller, bring func(*core, []byte) []byte) func(*core) *answerSe
 var rfc8016 = []requirement{
 	{
 		section: "3", text: "An allocation follows its client to another address.",
-		by: "turn:move", tests: "turn:TestTranscripts/mobility",
-		but: "so far the protocol core does it alone: no server makes tickets, and who asks for one is refused with 405.",
+		by: "turn:move turn/relay:Server.arrive", tests: "turn:TestTranscripts/mobility turn/relay:TestClientMoves turn/relay:TestClientMovesBetweenTransports turn/relay:TestMovesOutliveTheServer",
 	},
 	{
 		section: "3.1.2", text: "Where mobility is not to be, an Allocate that asks for it is refused.",
-		by: "turn:Request.asksMobility", tests: "turn:TestMobilityRefuses/3.1.2Forbidden",
+		by: "turn:Request.asksMobility", tests: "turn:TestMobilityRefuses/3.1.2Forbidden turn/relay:TestMobilityIsForbidden",
 		name: "Forbidden", code: 405, ask: under(func(r *Rules) { r.Tickets = nil }, asked(allocateMethod, transport(transportUDP), ticket(nil))),
 	},
 	{
@@ -78,7 +77,7 @@ var rfc8016 = []requirement{
 	},
 	{
 		section: "3.2.2", text: "The old five-tuple holds until data comes from the new one.",
-		by: "turn:Arrive turn:State.left", tests: "turn:TestTranscripts/mobility turn:TestLaws",
+		by: "turn:Arrive turn:State.left turn/relay:Server.arrive", tests: "turn:TestTranscripts/mobility turn:TestLaws turn/relay:TestClientMoves turn/relay:TestSendIndicationArrives",
 	},
 	{
 		section: "3.3", text: "A ticket is encrypted and cannot be forged, and says nothing to its client.",
