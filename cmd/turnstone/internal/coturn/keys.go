@@ -89,7 +89,7 @@ const (
 	versions = "TLS 1.2 and 1.3 are spoken, older versions are not"
 	service  = "the service manager does that"
 	datapath = "the relaying is built otherwise, and needs no tuning for it"
-	redirect = "coturn sends every client there, turnstone only while it drains: alternate-servers"
+	redirect = `write alternate-servers, one for each transport and family, and redirect = "always"`
 	nat5780  = "NAT behaviour discovery (RFC 5780) is served where listen has two addresses with the same two ports: add them there"
 	fewest   = "answers to Binding requests carry XOR-MAPPED-ADDRESS and nothing that is not asked for"
 )
@@ -123,7 +123,7 @@ var keys = map[string]key{
 	"server-relay":                      refused("a peer is heard only where the client installed a permission for it (RFC 8656 section 9)"),
 	"keep-address-family":               refused("a client that asks for no family gets IPv4 (RFC 8656 section 7.2)"),
 	"allocation-default-address-family": family,
-	"mobility":                          refused("mobility (RFC 8016) is not served"),
+	"mobility":                          whether(anyway("it is the default"), func(t *translation, e *entry) (verdict, error) { return t.set("mobility", "off", e), nil }),
 
 	// Users.
 	"realm":                    realm,
