@@ -96,12 +96,17 @@ func (c carried) record(r recorder, base carried) {
 	}
 	per := func(d time.Duration) float64 { return float64(c.received) / max(d.Seconds(), 1e-9) / 1000 }
 	r.add(name+": relayed a CPU-second", "k", per(own.tasks), timesCoturn(30))
-	if (c.spent.machine - c.spent.tasks).Seconds() < quietShare*c.took.Seconds() { // else others have spent too much
+	if c.alone() && base.alone() {
 		r.add(name+": by the whole machine", "k", per(own.machine), nil)
 	}
 	r.add(name+": CPU of a packet", "ns", float64(own.tasks.Nanoseconds())/float64(c.received), nil)
 	r.add(name+": at a rate of", "k/s", float64(c.sent)/c.took.Seconds()/1000, nil)
 	r.add(name+": lost", "%", 100*float64(max(c.sent-c.received, 0))/float64(c.sent), nil) // late ones of the trial before may be more
+}
+
+// alone says that others have not spent too much meanwhile.
+func (c carried) alone() bool {
+	return (c.spent.machine - c.spent.tasks).Seconds() < quietShare*c.took.Seconds()
 }
 
 // sustain finds the highest rate of a size that is relayed without loss, and measures a little below.
