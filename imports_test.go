@@ -22,6 +22,9 @@ var mayImport = map[string][]string{
 	"kernel":           {"turn", "bpf"},
 	"bpf":              {},
 	"internal/testenv": {},
+
+	"internal/shape":       {"turn", "store", "internal/shape/calls"},
+	"internal/shape/calls": {"turn"},
 }
 
 // purity is what the protocol core must not touch.

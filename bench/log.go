@@ -4,11 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"time"
 
+	"turnstone/internal/shape"
+	"turnstone/internal/shape/calls"
 	"turnstone/store"
 	"turnstone/turn"
 )
@@ -65,7 +66,7 @@ type generatedLog struct {
 // store, and what an operator types for it.
 func measureLog(ctx context.Context, l *lab, _ kind, r recorder) error {
 	if l.log == nil {
-		g, err := generateLog(ctx, filepath.Join(l.dir, "log"), pick(l, 1_000_000, 250_000))
+		g, err := generateLog(ctx, filepath.Join(l.dir, "log"), pick(l, 10_000_000, 1_000_000))
 		if err != nil {
 			return fmt.Errorf("generate a log: %w", err)
 		}
@@ -108,103 +109,14 @@ func command(ctx context.Context, c *exec.Cmd) ([]byte, error) {
 	return out, nil
 }
 
-const (
-	logCalls      = 2000 // allocations at any time
-	logRecord     = 32   // events of a record
-	logEventEvery = 10 * time.Millisecond
-)
+// logCommit is the time between two records: about thirty events, as a busy relay's commits join them.
+const logCommit = 100 * time.Millisecond
 
-// generateLog writes a log as of a busy relay: two thousand calls of four minutes each that
-// come and go, with permissions, channels, refreshes and usage.
+// generateLog writes a log as of a busy relay: ten thousand calls of minutes each that come and go.
 func generateLog(ctx context.Context, dir string, events int) (generatedLog, error) {
-	l, err := store.Open(dir, store.Options{NoSnapshots: true})
+	state, err := shape.Write(ctx, dir, events, shape.Options{Options: calls.Options{Commit: logCommit, RestartEvery: events / 5}})
 	if err != nil {
 		return generatedLog{}, err
 	}
-	defer l.Close() // what was appended is safe
-	var boot turn.BootID
-	copy(boot[:], "bench")
-	w := &logWriter{moment: turn.Moment{Boot: boot, Uptime: time.Hour, Wall: 1_700_000_000e9}, calls: make([]logCall, logCalls)}
-	pending := []turn.Event{turn.EpochBegan{Log: turn.LogID(boot), Epoch: 1}, turn.ServerStarted{Version: "bench", PID: 1}}
-	next := turn.Seq(1)
-	for n := 0; n < events; n += len(pending) {
-		if n > 0 {
-			pending = nil
-		}
-		for len(pending) < min(logRecord, events-n) {
-			pending = append(pending, w.next())
-		}
-		if err := l.Append(turn.Record{First: next, Moment: w.moment, Events: pending}); err != nil {
-			return generatedLog{}, err
-		}
-		next += turn.Seq(len(pending))
-		w.moment.Uptime += time.Duration(len(pending)) * logEventEvery
-		w.moment.Wall += int64(time.Duration(len(pending)) * logEventEvery)
-		if ctx.Err() != nil {
-			return generatedLog{}, ctx.Err()
-		}
-	}
-	return generatedLog{filepath.Join(dir, store.FileName), uint64(next - 1)}, nil
-}
-
-// logWriter makes the events of calls that take turns.
-type logWriter struct {
-	moment turn.Moment
-	calls  []logCall
-	turn   int
-	last   turn.AllocationID
-	tx     uint64
-}
-
-// logCall is one allocation's life, and how far it has come.
-type logCall struct {
-	id   turn.AllocationID
-	step int
-	used turn.Count
-}
-
-func (w *logWriter) transaction() (t turn.TransactionID) {
-	w.tx++
-	for i := range 8 {
-		t[4+i] = byte(w.tx * 0x9e3779b97f4a7c15 >> (8 * i))
-	}
-	return t
-}
-
-// next is the next event of the call whose turn it is.
-func (w *logWriter) next() turn.Event {
-	c := &w.calls[w.turn]
-	n := w.turn
-	w.turn = (w.turn + 1) % len(w.calls)
-	peer := netip.AddrPortFrom(nth(peerAddresses, n), peerPort)
-	c.step++
-	switch c.step {
-	case 1:
-		w.last++
-		c.id = w.last
-		return turn.AllocationCreated{
-			Allocation: c.id, Tx: w.transaction(), Transport: 17, Username: fmt.Sprintf("1800000000:user%d", n), Realm: realm, Lifetime: 600,
-			FiveTuple: turn.FiveTuple{
-				Client: netip.AddrPortFrom(nth(clientAddresses, n), uint16(1024+c.id%50000)), Server: listenAddress, Protocol: turn.UDP,
-			},
-			Relayed: []netip.AddrPort{netip.AddrPortFrom(relayHost.Addr(), uint16(firstRelayPort+n))},
-		}
-	case 2:
-		return turn.PermissionInstalled{Allocation: c.id, Tx: w.transaction(), Peer: peer.Addr()}
-	case 3:
-		return turn.PermissionInstalled{Allocation: c.id, Tx: w.transaction(), Peer: nth(peerAddresses, n+logCalls)}
-	case 4, 8, 11:
-		return turn.ChannelBound{Allocation: c.id, Tx: w.transaction(), Channel: firstChannel, Peer: peer}
-	case 5, 9:
-		return turn.PermissionInstalled{Allocation: c.id, Tx: w.transaction(), Peer: peer.Addr()}
-	case 6, 10:
-		return turn.AllocationRefreshed{Allocation: c.id, Tx: w.transaction(), Lifetime: 600}
-	case 7, 12:
-		c.used.Packets += 15000
-		c.used.Bytes += 2400000
-		return turn.UsageRecorded{Allocation: c.id, Channel: firstChannel, Peer: peer, Path: turn.PathUserspace, ToPeer: c.used, ToClient: c.used}
-	}
-	deleted := turn.AllocationDeleted{Allocation: c.id, Tx: w.transaction(), Reason: turn.ReasonClient}
-	*c = logCall{}
-	return deleted
+	return generatedLog{shape.File(dir), uint64(state.Seq())}, nil
 }

@@ -33,6 +33,13 @@ func (l *Log) Background(ctx context.Context, sealed uint64, record func(context
 	}
 }
 
+// Tend does once what Background does, and yields the number of the last sealed segment that is recorded.
+func (l *Log) Tend(ctx context.Context, sealed uint64, record func(context.Context, ...turn.Event) error) (uint64, error) {
+	t := tender{log: l, sealed: sealed, record: record}
+	err := t.look(ctx)
+	return t.sealed, err
+}
+
 // tender is what Background has yet to do.
 type tender struct {
 	log    *Log

@@ -29,15 +29,17 @@ const openTimeout = 900 * time.Millisecond
 
 // Options change how a log is kept. The zero Options are what a daemon uses.
 type Options struct {
-	SegmentSize  int           // bytes of pages after which a segment is sealed; 0: 16 MiB
-	SoftLimit    int64         // bytes of room below which it is low; 0: 64 MiB, an eighth of a small disk
-	HardLimit    int64         // bytes of room below which there is none; 0: 16 MiB, a 32nd of a small disk
-	BallastSize  int64         // bytes; 0: 8 MiB, a 64th of a small disk
-	KeepEvents   int           // events kept in memory for tails, at least; 0: 16384
-	CheckEvery   time.Duration // how often Background looks for work; 0: 1 s
-	NoSnapshots  bool          // Background takes none
-	pageSize     int
-	snapshotSize int // of a chunk, for tests
+	SegmentSize   int           // bytes of pages after which a segment is sealed; 0: 16 MiB
+	SoftLimit     int64         // bytes of room below which it is low; 0: 64 MiB, an eighth of a small disk
+	HardLimit     int64         // bytes of room below which there is none; 0: 16 MiB, a 32nd of a small disk
+	BallastSize   int64         // bytes; 0: 8 MiB, a 64th of a small disk
+	KeepEvents    int           // events kept in memory for tails, at least; 0: 16384
+	CheckEvery    time.Duration // how often Background looks for work; 0: 1 s
+	SnapshotEvery int           // segments of which one snapshot is kept, once it is not among the newest; 0: 4
+	NoSnapshots   bool          // Background takes none
+	NoSync        bool          // nothing is durable before Close: for logs that are made, not kept
+	pageSize      int
+	snapshotSize  int // of a chunk, for tests
 }
 
 func (o Options) withDefaults() Options {
@@ -48,6 +50,7 @@ func (o Options) withDefaults() Options {
 	}
 	set(&o.SegmentSize, 16<<20)
 	set(&o.KeepEvents, 16384)
+	set(&o.SnapshotEvery, snapshotEvery)
 	set(&o.snapshotSize, 256<<10)
 	if o.CheckEvery == 0 {
 		o.CheckEvery = time.Second
@@ -118,7 +121,7 @@ func (l *Log) load() (*turn.State, error) {
 	if err := checkFile(file, openTimeout); err != nil {
 		return nil, err
 	}
-	db, err := openDatabase(file, bbolt.Options{Timeout: openTimeout})
+	db, err := openDatabase(file, bbolt.Options{Timeout: openTimeout, NoSync: l.options.NoSync})
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +171,11 @@ func (l *Log) closeFile() error {
 	}
 	db := l.db
 	l.db = nil
-	err := db.close()
+	var err error
+	if l.options.NoSync {
+		err = db.Sync()
+	}
+	err = errors.Join(err, db.close())
 	l.stuck = l.stuck || errors.Is(err, errStuck)
 	return err
 }

@@ -145,16 +145,13 @@ func statOf(s source) (Stat, error) {
 		st.Bytes += g.Bytes
 		st.Segments = append(st.Segments, g)
 	}
-	ats, err := snapshotsIn(s)
-	if err != nil {
+	if st.Snapshots, err = snapshotsIn(s); err != nil {
 		return st, err
 	}
-	for _, at := range ats {
-		p, err := statSnapshot(s, at)
-		if err != nil {
+	for i := range st.Snapshots {
+		if err := statSnapshot(s, &st.Snapshots[i]); err != nil {
 			return st, err
 		}
-		st.Snapshots = append(st.Snapshots, p)
 	}
 	return st, nil
 }
@@ -210,19 +207,17 @@ func (g *Segment) ends(last []byte) error {
 	return err
 }
 
-func statSnapshot(s source, at turn.Seq) (Snapshot, error) {
-	p := Snapshot{At: at}
-	err := s.view(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(migrations.Snapshots).Bucket(key(uint64(at)))
+// statSnapshot measures p.
+func statSnapshot(s source, p *Snapshot) error {
+	return s.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(migrations.Snapshots).Bucket(key(uint64(p.At)))
 		if b == nil {
 			return nil
 		}
-		copy(p.Digest[:], b.Get(headKey))
 		c := b.Cursor()
 		for k, v := c.Seek(key(0)); k != nil; k, v = c.Next() {
 			p.Size += len(v)
 		}
 		return nil
 	})
-	return p, err
 }

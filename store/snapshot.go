@@ -1,12 +1,15 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"time"
 
 	"turnstone/migrations"
 	"turnstone/turn"
@@ -14,18 +17,36 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// A snapshot is a bucket named by the sequence it is the fold up to. Its chunks
-// are numbered from 1; the digest, under headKey, is written with the last of them: a snapshot without one
-// was never finished.
+// A snapshot is a bucket named by the sequence it is the fold up to. Its chunks are numbered from 1. The head, under
+// headKey, is written with the last of them: a snapshot without one was never finished. It is the digest (32), and
+// the latest wall time of any record up to there (8).
 
-// keepSnapshots is how many are kept: the newest, and one in case it is damaged.
+// keepSnapshots is how many of the newest are kept: one, and one in case it is damaged. Of the others some are
+// kept as waypoints (see surplus).
 const keepSnapshots = 2
 
-// Snapshot is what Stat says of one.
+// Snapshot is a fold that is stored in the log. Whoever wants a later state goes on from it.
 type Snapshot struct {
-	At     turn.Seq
+	At     turn.Seq // the last event in it
+	Latest int64    // wall time: no record up to At is of after it
 	Digest Hash
-	Size   int
+	Size   int // bytes
+}
+
+// head is the form in which p is stored.
+func (p Snapshot) head() []byte {
+	return binary.BigEndian.AppendUint64(bytes.Clone(p.Digest[:]), uint64(p.Latest))
+}
+
+// parseHead is the opposite of head. It refuses one of before the latest wall time was noted: such a snapshot counts
+// as never finished.
+func parseHead(at turn.Seq, b []byte) (p Snapshot, ok bool) {
+	if len(b) != len(p.Digest)+8 {
+		return p, false
+	}
+	p = Snapshot{At: at, Digest: Hash(b[:len(p.Digest)])}
+	p.Latest = int64(binary.BigEndian.Uint64(b[len(p.Digest):]))
+	return p, true
 }
 
 // EncodeState is the one encoding of s: equal states, equal bytes.
@@ -43,15 +64,15 @@ func DecodeState(b []byte) (*turn.State, error) {
 // newestSnapshot is the newest that can be read and is followed by one of segments, or the
 // empty state where the log is there from its beginning.
 func (l *Log) newestSnapshot(segments []begun) (*turn.State, error) {
-	ats, err := snapshotsIn(fileOf{l})
+	list, err := snapshotsIn(fileOf{l})
 	if err != nil {
 		return nil, err
 	}
 	var tried []error
-	for i := len(ats) - 1; i >= 0; i-- {
-		s, err := loadSnapshot(fileOf{l}, ats[i])
+	for _, p := range slices.Backward(list) {
+		s, err := loadSnapshot(fileOf{l}, p.At)
 		if err == nil && !slices.ContainsFunc(segments, func(b begun) bool { return b.begin.next() == s.Seq()+1 }) {
-			err = fmt.Errorf("snapshot %d: no segment begins where it ends", ats[i])
+			err = fmt.Errorf("snapshot %d: no segment begins where it ends", p.At)
 		}
 		if err == nil {
 			return s, nil
@@ -68,48 +89,62 @@ func (l *Log) newestSnapshot(segments []begun) (*turn.State, error) {
 	return turn.NewState(), nil
 }
 
-// snapshotsIn lists the finished snapshots in order.
-func snapshotsIn(s source) (ats []turn.Seq, err error) {
+// snapshotsIn lists the finished snapshots in order, their sizes left out.
+func snapshotsIn(s source) (list []Snapshot, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
 		snapshots := tx.Bucket(migrations.Snapshots)
 		if snapshots == nil {
 			return &CorruptError{File: s.name(), Err: errors.New("there are no snapshots")}
 		}
 		return snapshots.ForEachBucket(func(k []byte) error {
-			if snapshots.Bucket(k).Get(headKey) != nil {
-				ats = append(ats, seqOf(k))
+			if p, ok := parseHead(seqOf(k), snapshots.Bucket(k).Get(headKey)); ok {
+				list = append(list, p)
 			}
 			return nil
 		})
 	})
-	return ats, err
+	return list, err
 }
 
-// loadSnapshot reads the snapshot at, a chunk in each transaction, and checks its digest.
-func loadSnapshot(s source, at turn.Seq) (*turn.State, error) {
-	var body, digest []byte
-	for n := uint64(1); ; n++ {
-		more := false
+// readSnapshot reads the snapshot at, some chunks in each transaction, and checks its digest.
+func readSnapshot(s source, at turn.Seq) (p Snapshot, body []byte, err error) {
+	for n, more := uint64(1), true; more; {
 		err := s.view(func(tx *bbolt.Tx) error {
 			b := tx.Bucket(migrations.Snapshots).Bucket(key(uint64(at)))
 			if b == nil {
 				return fmt.Errorf("snapshot %d is gone", at)
 			}
-			digest = append(digest[:0], b.Get(headKey)...)
-			if chunk := b.Get(key(n)); chunk != nil {
-				body, more = append(body, chunk...), true
+			var ok bool
+			if p, ok = parseHead(at, b.Get(headKey)); !ok {
+				return fmt.Errorf("snapshot %d has no digest", at)
+			}
+			end := time.Now().Add(chunkTime)
+			for size := 0; size < chunkSize && time.Now().Before(end); n++ {
+				chunk := b.Get(key(n))
+				if more = chunk != nil; !more {
+					break
+				}
+				body = append(body, chunk...)
+				size += len(chunk)
 			}
 			return nil
 		})
 		if err != nil {
-			return nil, err
-		}
-		if !more {
-			break
+			return p, nil, err
 		}
 	}
-	if sum := sha256.Sum256(body); string(sum[:]) != string(digest) {
-		return nil, fmt.Errorf("snapshot %d: the digest does not match", at)
+	if sha256.Sum256(body) != p.Digest {
+		return p, nil, fmt.Errorf("snapshot %d: the digest does not match", at)
+	}
+	p.Size = len(body)
+	return p, body, nil
+}
+
+// loadSnapshot is the state in the snapshot at.
+func loadSnapshot(s source, at turn.Seq) (*turn.State, error) {
+	_, body, err := readSnapshot(s, at)
+	if err != nil {
+		return nil, err
 	}
 	state, err := DecodeState(body)
 	if err != nil {
@@ -124,20 +159,20 @@ func loadSnapshot(s source, at turn.Seq) (*turn.State, error) {
 // takeSnapshot folds the sealed segments and stores the result, starting from
 // the last snapshot. It yields what to record; At is 0 where there is nothing new.
 func (l *Log) takeSnapshot(ctx context.Context) (turn.SnapshotTaken, error) {
-	ats, err := snapshotsIn(l)
+	list, err := snapshotsIn(l)
 	if err != nil {
 		return turn.SnapshotTaken{}, err
 	}
 	end := l.unsealed()
-	if end <= 1 || len(ats) > 0 && ats[len(ats)-1]+1 >= end {
+	if end <= 1 || len(list) > 0 && list[len(list)-1].At+1 >= end {
 		return turn.SnapshotTaken{}, nil
 	}
-	state := turn.NewState()
-	for i := len(ats) - 1; i >= 0; i-- {
-		if state, err = loadSnapshot(l, ats[i]); err == nil {
+	state, latest := turn.NewState(), int64(math.MinInt64)
+	for _, p := range slices.Backward(list) { // a damaged one stays until it is old
+		if s, err := loadSnapshot(l, p.At); err == nil {
+			state, latest = s, p.Latest
 			break
 		}
-		state = turn.NewState() // the damaged one stays until it is old
 	}
 	for r, err := range l.Records(state.Seq() + 1) {
 		if err = errors.Join(err, ctx.Err()); err != nil {
@@ -149,13 +184,14 @@ func (l *Log) takeSnapshot(ctx context.Context) (turn.SnapshotTaken, error) {
 		if err := state.Fold(r); err != nil {
 			return turn.SnapshotTaken{}, err
 		}
+		latest = max(latest, r.Moment.Wall)
 	}
 	body, err := EncodeState(state)
 	if err != nil {
 		return turn.SnapshotTaken{}, err
 	}
-	taken := turn.SnapshotTaken{At: state.Seq(), Digest: sha256.Sum256(body), Size: uint64(len(body))}
-	return taken, l.storeSnapshot(taken, body)
+	p := Snapshot{At: state.Seq(), Latest: latest, Digest: sha256.Sum256(body), Size: len(body)}
+	return turn.SnapshotTaken{At: p.At, Digest: p.Digest, Size: uint64(p.Size)}, l.storeSnapshot(p, body)
 }
 
 // unsealed is the first sequence of the segment that is not sealed, 0 in an empty log.
@@ -168,24 +204,24 @@ func (l *Log) unsealed() turn.Seq {
 }
 
 // storeSnapshot writes a chunk a transaction, so that appends get in between.
-func (l *Log) storeSnapshot(taken turn.SnapshotTaken, body []byte) error {
+func (l *Log) storeSnapshot(p Snapshot, body []byte) error {
 	err := l.update(func(tx *bbolt.Tx) error {
 		snapshots := tx.Bucket(migrations.Snapshots)
-		if snapshots.Bucket(key(uint64(taken.At))) != nil { // one that was never finished
-			if err := snapshots.DeleteBucket(key(uint64(taken.At))); err != nil {
+		if snapshots.Bucket(key(uint64(p.At))) != nil { // one that was never finished
+			if err := snapshots.DeleteBucket(key(uint64(p.At))); err != nil {
 				return err
 			}
 		}
-		_, err := snapshots.CreateBucket(key(uint64(taken.At)))
+		_, err := snapshots.CreateBucket(key(uint64(p.At)))
 		return err
 	})
 	for n := uint64(1); err == nil && len(body) > 0; n++ {
 		chunk := body[:min(len(body), l.options.snapshotSize)]
 		body = body[len(chunk):]
 		err = l.update(func(tx *bbolt.Tx) error {
-			b := tx.Bucket(migrations.Snapshots).Bucket(key(uint64(taken.At)))
+			b := tx.Bucket(migrations.Snapshots).Bucket(key(uint64(p.At)))
 			if len(body) == 0 {
-				if err := b.Put(headKey, taken.Digest[:]); err != nil {
+				if err := b.Put(headKey, p.head()); err != nil {
 					return err
 				}
 			}
@@ -193,33 +229,9 @@ func (l *Log) storeSnapshot(taken turn.SnapshotTaken, body []byte) error {
 		})
 	}
 	if err != nil {
-		return fmt.Errorf("store snapshot %d: %w", taken.At, err)
+		return fmt.Errorf("store snapshot %d: %w", p.At, err)
 	}
 	return nil
-}
-
-// dropSnapshots removes all but the newest finished ones, one a transaction.
-func (l *Log) dropSnapshots() error {
-	ats, err := snapshotsIn(l)
-	if err != nil || len(ats) <= keepSnapshots {
-		return err
-	}
-	oldest := ats[len(ats)-keepSnapshots]
-	for {
-		dropped := false
-		err := l.update(func(tx *bbolt.Tx) error {
-			snapshots := tx.Bucket(migrations.Snapshots)
-			k, _ := snapshots.Cursor().First()
-			if k == nil || seqOf(k) >= oldest {
-				return nil
-			}
-			dropped = true
-			return snapshots.DeleteBucket(k)
-		})
-		if err != nil || !dropped {
-			return err
-		}
-	}
 }
 
 // update runs f in a transaction of its own, between appends.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"os"
 	"time"
 
@@ -204,37 +205,35 @@ func (p *pieces) release() {
 // verifySnapshots folds the records from first on, or from the oldest snapshot where those before first are
 // retired, and holds each snapshot, and what was recorded of it, against that.
 func (r *Reader) verifySnapshots(first turn.Seq) error {
-	ats, err := snapshotsIn(r)
+	list, err := snapshotsIn(r)
 	if err != nil {
 		return err
 	}
-	state, digests := turn.NewState(), map[turn.Seq]Hash{}
-	for i, at := range ats {
-		s, err := loadSnapshot(r, at)
+	state, latest, stored := turn.NewState(), int64(math.MinInt64), map[turn.Seq]Snapshot{}
+	for _, p := range list {
+		stored[p.At] = p
+		_, body, err := readSnapshot(r, p.At)
+		if err == nil && first > 1 && state.Seq()+1 < first {
+			latest = p.Latest
+			state, err = Encoded{Snapshot: p, Body: body}.State()
+		}
 		if err != nil {
-			return &CorruptError{File: r.file, Seq: at, Err: err}
+			return &CorruptError{File: r.file, Seq: p.At, Err: err}
 		}
-		if first > 1 && i == 0 {
-			state = s
-		}
-		body, err := EncodeState(s)
-		if err != nil {
-			return err
-		}
-		digests[at] = sha256.Sum256(body)
 	}
 	if state.Seq()+1 < first {
 		return &CorruptError{File: r.file, Seq: first, Err: errors.New("the events before are retired and no snapshot covers them")}
 	}
 	for rec, err := range r.Records(state.Seq() + 1) {
+		latest = max(latest, rec.Moment.Wall)
 		if err == nil {
-			err = foldVerified(state, rec, digests)
+			err = foldVerified(state, rec, latest, stored)
 		}
 		if err != nil {
 			return inFile(r.file, err)
 		}
 	}
-	for at := range digests {
+	for at := range stored {
 		if at > state.Seq() {
 			return &CorruptError{File: r.file, Seq: at, Err: errors.New("a snapshot lies behind the end of the log")}
 		}
@@ -242,24 +241,30 @@ func (r *Reader) verifySnapshots(first turn.Seq) error {
 	return nil
 }
 
-// foldVerified folds rec into s, and compares s with the snapshot there is at its end.
-func foldVerified(s *turn.State, rec turn.Record, digests map[turn.Seq]Hash) error {
+// foldVerified folds rec, up to which no record is of after latest, into s, and compares s with the snapshot there
+// is at its end.
+func foldVerified(s *turn.State, rec turn.Record, latest int64, stored map[turn.Seq]Snapshot) error {
 	if err := s.Fold(rec); err != nil {
 		return &CorruptError{Seq: rec.First, Err: err}
 	}
 	for _, e := range rec.Events {
 		taken, ok := e.(turn.SnapshotTaken)
-		if digest, stored := digests[taken.At]; ok && stored && digest != taken.Digest {
+		if p, there := stored[taken.At]; ok && there && p.Digest != taken.Digest {
 			return &CorruptError{Seq: taken.At, Err: errors.New("the snapshot is not the one that was recorded")}
 		}
 	}
-	want, stored := digests[rec.Last()]
-	if !stored {
+	p, there := stored[rec.Last()]
+	if !there {
 		return nil
 	}
 	body, err := EncodeState(s)
-	if err == nil && sha256.Sum256(body) != want {
-		err = &CorruptError{Seq: rec.Last(), Err: errors.New("the snapshot is not the fold of the records before it")}
+	switch {
+	case err != nil:
+		return err
+	case sha256.Sum256(body) != p.Digest:
+		return &CorruptError{Seq: p.At, Err: errors.New("the snapshot is not the fold of the records before it")}
+	case p.Latest != latest:
+		return &CorruptError{Seq: p.At, Err: errors.New("the snapshot does not say which of its records is the latest")}
 	}
-	return err
+	return nil
 }

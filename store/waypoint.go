@@ -1,0 +1,192 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"slices"
+	"time"
+
+	"turnstone/migrations"
+	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
+)
+
+// snapshotEvery is how many sealed segments lie between two snapshots that are kept as waypoints, as long as
+// their segments are in the log.
+const snapshotEvery = 4
+
+// Bound says how much of a log a state is the fold of: all records before the first that it does not hold.
+type Bound struct {
+	Seq  turn.Seq // records that end at or before it
+	Wall int64    // records of then or before, ns since the Unix epoch
+}
+
+// Everything is the Bound of a whole log.
+func Everything() Bound { return Bound{Seq: math.MaxUint64, Wall: math.MaxInt64} }
+
+// Through is the Bound of the records that end at or before seq.
+func Through(seq turn.Seq) Bound { return Bound{Seq: seq, Wall: math.MaxInt64} }
+
+// AsOf is the Bound of the records before the first that is of after t.
+func AsOf(t time.Time) Bound { return Bound{Seq: math.MaxUint64, Wall: t.UnixNano()} }
+
+// Holds says whether r is within b.
+func (b Bound) Holds(r turn.Record) bool { return r.Last() <= b.Seq && r.Moment.Wall <= b.Wall }
+
+// HoldsRaw is Holds for a record in its stored form.
+func (b Bound) HoldsRaw(raw []byte) bool {
+	last, err := RawLast(raw)
+	return err == nil && last <= b.Seq && int64(binary.BigEndian.Uint64(raw[41:])) <= b.Wall
+}
+
+// RawLast is the last sequence of a record in its stored form, of which no more is checked than its length.
+func RawLast(raw []byte) (turn.Seq, error) {
+	if len(raw) < recordHeader {
+		return 0, &CorruptError{Err: fmt.Errorf("a record of %d bytes", len(raw))}
+	}
+	return lastOf(raw[5:13], raw), nil
+}
+
+func (b Bound) covers(p Snapshot) bool { return p.At <= b.Seq && p.Latest <= b.Wall }
+
+// Encoded is a snapshot in its stored form (see [DecodeState]).
+type Encoded struct {
+	Snapshot
+	Body   []byte
+	Passed []error // what is wrong with later ones
+}
+
+// SnapshotWithin is the newest good snapshot of which all records are within b. Its At is 0 where there is none.
+func (l *Log) SnapshotWithin(b Bound) (Encoded, error) { return snapshotWithin(l, b, nil) }
+
+// snapshotWithin takes the newest snapshot that good, unless it is nil, does not refuse.
+func snapshotWithin(s source, b Bound, good func(Encoded) error) (e Encoded, err error) {
+	list, err := snapshotsIn(s)
+	if err != nil {
+		return e, err
+	}
+	for _, p := range slices.Backward(list) {
+		if !b.covers(p) {
+			continue
+		}
+		e.Snapshot, e.Body, err = readSnapshot(s, p.At)
+		if err == nil && good != nil {
+			err = good(e)
+		}
+		if err == nil {
+			return e, nil
+		}
+		if errors.Is(err, ErrInUse) || errors.Is(err, ErrUnavailable) {
+			return e, err
+		}
+		e.Passed = append(e.Passed, err)
+	}
+	return Encoded{Passed: e.Passed}, nil
+}
+
+// State is the state in e, the empty one where At is 0.
+func (e Encoded) State() (*turn.State, error) {
+	if e.At == 0 {
+		return turn.NewState(), nil
+	}
+	s, err := DecodeState(e.Body)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %d: %w", e.At, err)
+	}
+	if s.Seq() != e.At {
+		return nil, fmt.Errorf("snapshot %d holds the state at %d", e.At, s.Seq())
+	}
+	return s, nil
+}
+
+// StateWithin is the fold of all records within b, and the record that follows, nil at the end of the log. It goes on
+// from the newest snapshot it can; what is wrong with those it had to pass over it tells warn. Where the log
+// has neither a snapshot nor its beginning the error is [ErrRetired].
+func (r *Reader) StateWithin(b Bound, warn func(error)) (*turn.State, *turn.Record, error) {
+	state := turn.NewState()
+	e, err := snapshotWithin(r, b, func(e Encoded) (err error) {
+		state, err = e.State()
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, err := range e.Passed {
+		warn(err)
+	}
+	if e.At == 0 {
+		state = turn.NewState()
+	}
+	next, err := FoldWithin(state, r.Records(state.Seq()+1), b)
+	return state, next, inFile(r.file, err)
+}
+
+// FoldWithin folds those of records that are within b, which follow s, into s, and yields the one after them, nil where
+// records end before.
+func FoldWithin(s *turn.State, records iter.Seq2[turn.Record, error], b Bound) (next *turn.Record, err error) {
+	for r, err := range records {
+		if err != nil {
+			return nil, err
+		}
+		if !b.Holds(r) {
+			return &r, nil
+		}
+		if err := s.Fold(r); err != nil {
+			return nil, &CorruptError{Seq: r.First, Err: err}
+		}
+	}
+	return nil, nil
+}
+
+// surplus are those of list, the snapshots of a log with these segments, that are to go. What stays are the newest, the
+// first of each group of segments, from which any moment is soon folded, and the one the log begins with.
+func surplus(list []Snapshot, segments []begun, every int) (out []turn.Seq) {
+	numbers := map[turn.Seq]uint64{}
+	for _, s := range segments {
+		numbers[s.begin.next()] = s.number
+	}
+	var group uint64
+	for i, p := range list {
+		number, known := numbers[p.At+1]
+		first := known && (number == segments[0].number || number/uint64(every) != group)
+		if known {
+			group = number / uint64(every)
+		}
+		if !first && i < len(list)-keepSnapshots {
+			out = append(out, p.At)
+		}
+	}
+	return out
+}
+
+// dropSnapshots removes what is surplus, and what was never finished, one a transaction.
+func (l *Log) dropSnapshots() error {
+	list, err := snapshotsIn(l)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	segments, err := segmentsOf(l)
+	if err != nil {
+		return err
+	}
+	out := surplus(list, segments, l.options.SnapshotEvery)
+	err = l.view(func(tx *bbolt.Tx) error {
+		snapshots := tx.Bucket(migrations.Snapshots)
+		return snapshots.ForEachBucket(func(k []byte) error {
+			if _, ok := parseHead(0, snapshots.Bucket(k).Get(headKey)); !ok && seqOf(k) < list[len(list)-1].At {
+				out = append(out, seqOf(k))
+			}
+			return nil
+		})
+	})
+	for _, at := range out {
+		if err == nil {
+			err = l.update(func(tx *bbolt.Tx) error { return tx.Bucket(migrations.Snapshots).DeleteBucket(key(uint64(at))) })
+		}
+	}
+	return err
+}
