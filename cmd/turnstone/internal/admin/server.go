@@ -48,6 +48,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("POST /v1/allocations/{id}/close", s.closeAllocation)
 	mux.HandleFunc("GET /v1/log/stat", s.logStat)
 	mux.HandleFunc("GET /v1/log/records", s.logRecords)
+	mux.HandleFunc("GET /v1/log/state", s.logState)
 	mux.HandleFunc("POST /v1/reload", s.reload)
 	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, struct{}{}, s.daemon.Drain(r.Context(), r.FormValue("on") != "false"))
@@ -200,11 +201,11 @@ func (s *Server) sendFrom(w http.ResponseWriter, next turn.Seq) (turn.Seq, error
 		if err := writeFrame(w, raw); err != nil {
 			return next, err
 		}
-		rec, err := store.Decode(raw)
+		last, err := store.RawLast(raw)
 		if err != nil {
 			return next, err
 		}
-		next = rec.Last() + 1
+		next = last + 1
 	}
 	return next, http.NewResponseController(w).Flush()
 }
