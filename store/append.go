@@ -40,6 +40,11 @@ func (l *Log) Append(r turn.Record) error {
 		return fmt.Errorf("append at %d: %w", r.First, err)
 	}
 	l.chain, l.segment = next, into
+	for _, e := range r.Events {
+		if e, ok := e.(turn.EpochBegan); ok {
+			l.id, l.epoch = e.Log, e.Epoch
+		}
+	}
 	l.tails.publish(r)
 	return nil
 }

@@ -22,7 +22,7 @@ func (l *Log) Background(ctx context.Context, sealed uint64, record func(context
 	t := tender{log: l, sealed: sealed, news: true, record: record}
 	for {
 		var damage *CorruptError
-		if err := t.look(ctx); errors.As(err, &damage) {
+		if err := errors.Join(t.look(ctx), l.prover.Grow(ctx)); errors.As(err, &damage) {
 			return fmt.Errorf("tend log: %w", err)
 		}
 		select {

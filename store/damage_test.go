@@ -372,7 +372,7 @@ func write(t *testing.T, file string, b []byte) {
 	must(t, os.WriteFile(file, b, 0o600))
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -115,6 +115,7 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindSegmentSealed:       decode[turn.SegmentSealed],
 	turn.KindSegmentRetired:      decode[turn.SegmentRetired],
 	turn.KindSnapshotTaken:       decode[turn.SnapshotTaken],
+	turn.KindRollbackFound:       decode[turn.RollbackFound],
 	turn.KindProgramAttached:     decode[turn.ProgramAttached],
 	turn.KindProgramReplaced:     decode[turn.ProgramReplaced],
 	turn.KindDriftRepaired:       decode[turn.DriftRepaired],

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -85,6 +86,12 @@ type Log struct {
 
 	tails  tails
 	opened *turn.State
+
+	id    turn.LogID // of the last EpochBegan; guarded by write
+	epoch uint64
+
+	prover   *Prover
+	treeFile io.Closer // nil where the tree is in memory
 }
 
 // Open opens the log in dir, which is made if it is not there, and replays it. It yields
@@ -106,7 +113,18 @@ func Open(dir string, o Options) (*Log, error) {
 	if err != nil {
 		return nil, errors.Join(err, l.closeFile(), lock.Close())
 	}
+	l.openTree()
 	return l, nil
+}
+
+// openTree opens DIR/tree. Where that cannot be had, memory does.
+func (l *Log) openTree() {
+	tree, file, err := openTreeFile(l.dir)
+	if err != nil {
+		tree = newTreeFile(&memory{}, 0)
+	}
+	l.treeFile = file
+	l.prover = newProver(tree, l, l.extent)
 }
 
 // State is the fold of the log as Open or Recover found it. It belongs to the caller.
@@ -138,7 +156,7 @@ func (l *Log) load() (*turn.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.failed = nil
+	l.failed, l.id, l.epoch = nil, state.Log(), state.Epoch()
 	l.countFree()
 	l.tails.reset(state.Seq())
 	return state, nil
@@ -162,6 +180,9 @@ func (l *Log) Close() error {
 		return nil
 	}
 	l.closed = true
+	if l.treeFile != nil {
+		_ = l.treeFile.Close() // it can be made again
+	}
 	return errors.Join(l.closeFile(), l.lock.Close())
 }
 

@@ -100,6 +100,7 @@ var samples = []sample{
 		FiveTuple: turn.FiveTuple{Client: netip.AddrPortFrom(addr4, 5000), Server: netip.AddrPortFrom(addr4, 3478), Protocol: turn.UDP},
 	}},
 	{"ReservationRevoked", turn.ReservationRevoked{Relayed: netip.AddrPortFrom(addr4, 49153), Reason: turn.ReasonUserRemoved}},
+	{"RollbackFound", turn.RollbackFound{Kept: 1000, Size: 1999, Root: digest(7), Epoch: 1}},
 }
 
 // traffic makes records that a log could hold: each event fits the state that those before it leave.

@@ -43,14 +43,19 @@ func nodeHash(left, right Hash) Hash {
 type tree struct {
 	size  uint64
 	peaks []Hash
+	block Hash // root of the last subtree of treeBlock leaves that was completed by add
 }
 
 // add appends a leaf.
 func (t *tree) add(leaf Hash) {
-	for n := bits.TrailingZeros64(^t.size); n > 0; n-- {
+	n := bits.TrailingZeros64(^t.size)
+	for level := 1; level <= n; level++ {
 		last := len(t.peaks) - 1
 		leaf = nodeHash(t.peaks[last], leaf)
 		t.peaks = t.peaks[:last]
+		if level == treeLevel {
+			t.block = leaf
+		}
 	}
 	t.peaks = append(t.peaks, leaf)
 	t.size++
@@ -69,3 +74,23 @@ func (t *tree) root() Hash {
 }
 
 func (t *tree) clone() tree { return tree{size: t.size, peaks: append([]Hash(nil), t.peaks...)} }
+
+// subtree is the n-th perfect subtree of 1<<level leaves.
+type subtree struct {
+	level int
+	n     int64
+	root  Hash
+}
+
+// subtrees are those whose roots are the peaks of t.
+func (t *tree) subtrees() []subtree {
+	out := make([]subtree, 0, len(t.peaks))
+	at := uint64(0)
+	for rest := t.size; rest > 0; {
+		level := bits.Len64(rest) - 1
+		out = append(out, subtree{level, int64(at >> level), t.peaks[len(out)]})
+		at += 1 << level
+		rest &^= 1 << level
+	}
+	return out
+}

@@ -172,7 +172,7 @@ func (s *State) apply(e Event) error {
 		s.config = e.Digest
 		return nil
 	case RefusalsCounted, ServerStarted, ServerStopped, ClockWentBack, LogRecovered,
-		SegmentRetired, ProgramAttached, ProgramReplaced, DriftRepaired:
+		SegmentRetired, RollbackFound, ProgramAttached, ProgramReplaced, DriftRepaired:
 		return nil
 	}
 	return fmt.Errorf("unknown kind %d", e.Kind())

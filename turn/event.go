@@ -54,6 +54,7 @@ const (
 	KindSegmentSealed  Kind = 36
 	KindSegmentRetired Kind = 37
 	KindSnapshotTaken  Kind = 38
+	KindRollbackFound  Kind = 40
 
 	KindProgramAttached Kind = 50
 	KindProgramReplaced Kind = 51
@@ -380,6 +381,15 @@ type SnapshotTaken struct {
 	Size   uint64   `cbor:"3,keyasint"` // bytes
 }
 
+// RollbackFound says that the log lacks events for which checkpoints were signed: it was rolled back, or put together
+// anew. The checkpoints of epochs up to Epoch and sizes above Kept, up to Size, are of what was lost.
+type RollbackFound struct {
+	Kept  Seq      `cbor:"1,keyasint"` // the newest checkpoint that the log agrees with, 0 for none
+	Size  Seq      `cbor:"2,keyasint"` // the largest one that was lost
+	Root  [32]byte `cbor:"3,keyasint"` // of that
+	Epoch uint64   `cbor:"4,keyasint"` // the last one that was lost
+}
+
 // ProgramAttached says that the XDP program was attached to an interface.
 type ProgramAttached struct {
 	Interface string   `cbor:"1,keyasint"`
@@ -440,6 +450,7 @@ func (ConnectionBound) Kind() Kind     { return KindConnectionBound }
 func (PeerDisconnected) Kind() Kind    { return KindPeerDisconnected }
 func (SegmentRetired) Kind() Kind      { return KindSegmentRetired }
 func (SnapshotTaken) Kind() Kind       { return KindSnapshotTaken }
+func (RollbackFound) Kind() Kind       { return KindRollbackFound }
 func (ProgramAttached) Kind() Kind     { return KindProgramAttached }
 func (ProgramReplaced) Kind() Kind     { return KindProgramReplaced }
 func (DriftRepaired) Kind() Kind       { return KindDriftRepaired }
