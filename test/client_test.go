@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pion/stun/v3"
+	"github.com/pion/turn/v4"
 )
 
 const (
@@ -30,7 +31,7 @@ var errSilence = errors.New("no answer")
 // every retransmission.
 type client struct {
 	t      testing.TB
-	conn   *net.UDPConn
+	conn   packets
 	server netip.AddrPort
 	nonce  stun.Nonce
 	key    stun.MessageIntegrity
@@ -41,10 +42,42 @@ type client struct {
 	other   func(*stun.Message) // that no request waits for; nil for nobody
 }
 
+// packets is a socket that is sent on and received from, or a stream with its frames.
+type packets interface {
+	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
+	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
+	LocalAddr() net.Addr
+	Close() error
+}
+
+// frames are those of a stream.
+type frames struct{ *turn.STUNConn }
+
+func (f frames) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	n, _, err := f.ReadFrom(b)
+	if err != nil {
+		err = net.ErrClosed // there is no frame after it
+	}
+	return n, netip.AddrPort{}, err
+}
+
+func (f frames) WriteToUDPAddrPort(b []byte, _ netip.AddrPort) (int, error) { return f.WriteTo(b, nil) }
+
+// newStreamClient is newClient on a connection.
+func newStreamClient(t testing.TB, conn net.Conn, server string) *client {
+	t.Helper()
+	return clientThatReads(t, frames{turn.NewSTUNConn(conn)}, server)
+}
+
 // newClient opens a client at an address of lo and learns a nonce.
 func newClient(t testing.TB, s *space, at, server string) *client {
 	t.Helper()
-	c := clientOn(t, s.listen(addr(at)), server)
+	return clientThatReads(t, s.listen(addr(at)), server)
+}
+
+func clientThatReads(t testing.TB, conn packets, server string) *client {
+	t.Helper()
+	c := clientOn(t, conn, server)
 	read := make(chan struct{})
 	go func() { defer close(read); c.read() }()
 	t.Cleanup(func() { _ = c.conn.Close(); <-read })
@@ -53,7 +86,7 @@ func newClient(t testing.TB, s *space, at, server string) *client {
 }
 
 // clientOn makes a client on a socket that somebody reads, who hands it what comes from its server.
-func clientOn(t testing.TB, conn *net.UDPConn, server string) *client {
+func clientOn(t testing.TB, conn packets, server string) *client {
 	return &client{
 		t: t, conn: conn, server: addr(server), waiting: map[[stun.TransactionIDSize]byte]chan *stun.Message{},
 		key: stun.NewLongTermIntegrity(username, realm, password),

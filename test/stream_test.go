@@ -15,10 +15,14 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"turnstone/internal/testenv"
 
 	"github.com/pion/dtls/v3"
 	"github.com/pion/transport/v3/stdnet"
@@ -265,4 +269,24 @@ func TestCertificateIsReadAgain(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestOpenSSLSendsItsHelloInParts has the ClientHello of another library come in as many datagrams as a small MTU, and a
+// long list of protocols, make of it.
+func TestOpenSSLSendsItsHelloInParts(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	startDaemon(t, s, append(onLoopback, onStreams(t)...)...)
+	for name, args := range map[string][]string{
+		"two":  {"-mtu", "256", "-alpn", "stun.turn"},
+		"many": {"-mtu", "256", "-alpn", "stun.turn" + strings.Repeat(","+strings.Repeat("x", 250), 8)},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, testenv.Tool(t, "openssl"), append([]string{"s_client", "-dtls1_2", "-connect", tlsServer4}, args...)...)
+		out, err := s.output(cmd)
+		if err != nil || !strings.Contains(out, "ALPN protocol: stun.turn") {
+			t.Errorf("%s: got %v, want a connection\n%s", name, err, tail(out))
+		}
+	}
 }

@@ -25,19 +25,15 @@ type endpointUDP struct {
 	addr   netip.AddrPort
 }
 
-// listenUDP opens a socket at a; where probe is set, only to learn a free port.
-func listenUDP(t testing.TB, a netip.AddrPort, probe bool) *endpointUDP {
+// listenUDP opens a socket at a.
+func listenUDP(t testing.TB, a netip.AddrPort) *endpointUDP {
 	t.Helper()
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
 	if err != nil {
 		t.Fatal(err)
 	}
 	e := &endpointUDP{t: t, conn: c, addr: turn.Canonical(c.LocalAddr().(*net.UDPAddr).AddrPort())}
-	if probe {
-		c.Close()
-	} else {
-		t.Cleanup(func() { c.Close() })
-	}
+	t.Cleanup(func() { c.Close() })
 	return e
 }
 
@@ -100,7 +96,7 @@ func (e *endpointUDP) wantNothing() {
 // peerOf is a socket at an address of the peers.
 func peerOf(t testing.TB) *endpointUDP {
 	t.Helper()
-	return listenUDP(t, netip.AddrPortFrom(peerIP, 0), false)
+	return listenUDP(t, netip.AddrPortFrom(peerIP, 0))
 }
 
 // drain drops what comes until it is quiet.
@@ -125,7 +121,7 @@ type client struct {
 
 func (g *rig) client(user string) *client {
 	g.t.Helper()
-	return &client{endpointUDP: listenUDP(g.t, netip.AddrPortFrom(serverIP, 0), false), server: g.addr, user: user, password: "secret"}
+	return &client{endpointUDP: listenUDP(g.t, netip.AddrPortFrom(serverIP, 0)), server: g.addr, user: user, password: "secret"}
 }
 
 // message builds a request that is authenticated once a nonce is known.

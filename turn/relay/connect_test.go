@@ -223,7 +223,7 @@ func TestPeerConnects(t *testing.T) {
 func TestConnectErrors(t *testing.T) {
 	g := serveTest(t, withStreams(t))
 	l, at := listenTCP(t)
-	udp := (&client{endpointUDP: listenUDP(t, netip.AddrPortFrom(serverIP, 0), false), server: g.listens(turn.UDP), user: "alice", password: "secret"}).greet()
+	udp := (&client{endpointUDP: listenUDP(t, netip.AddrPortFrom(serverIP, 0)), server: g.listens(turn.UDP), user: "alice", password: "secret"}).greet()
 	udp.do(400, stun.MethodAllocate, tcpTransport)
 	udp.allocate()
 	udp.do(403, stun.MethodConnect, peerAddress(at))

@@ -103,7 +103,7 @@ func TestSendAndDataIndications(t *testing.T) {
 func TestOwnAddressReachesOnlyLiveAllocations(t *testing.T) {
 	g := serveTest(t, nil)
 	a, b := g.client("alice").allocate(), g.client("bob").allocate()
-	service := listenUDP(t, netip.AddrPortFrom(relayIP, 0), false) // a service of this host
+	service := listenUDP(t, netip.AddrPortFrom(relayIP, 0)) // a service of this host
 	a.permit(b.relayed)
 	b.permit(a.relayed)
 
@@ -123,7 +123,7 @@ func TestOwnAddressReachesOnlyLiveAllocations(t *testing.T) {
 
 	// The channel outlives the allocation it leads to, and whoever gets the port is not reached.
 	b.do(0, stun.MethodRefresh, lifetime(0))
-	heir := listenUDP(t, b.relayed, false)
+	heir := listenUDP(t, b.relayed)
 	a.send(a.server, channelData(0x4000, []byte("attack")))
 	g.drops(DropGuarded, 3)
 	heir.wantNothing()
@@ -230,10 +230,10 @@ func TestMixedFamilies(t *testing.T) {
 		c.Settings.Rules.Policy.Allow = append(c.Settings.Rules.Policy.Allow, netip.MustParsePrefix("::1/128"))
 	})
 	for _, clientIP := range []netip.Addr{serverIP, v6} {
-		for i, peer := range []*endpointUDP{peerOf(t), listenUDP(t, netip.AddrPortFrom(v6, 0), false)} {
+		for i, peer := range []*endpointUDP{peerOf(t), listenUDP(t, netip.AddrPortFrom(v6, 0))} {
 			c := g.client("alice")
 			if clientIP == v6 {
-				c.endpointUDP = listenUDP(t, netip.AddrPortFrom(v6, 0), false)
+				c.endpointUDP = listenUDP(t, netip.AddrPortFrom(v6, 0))
 				c.server = g.config.Listeners[1].Address
 			}
 			c.greet()

@@ -139,7 +139,7 @@ func TestNobodyIsAskedForWithoutANonce(t *testing.T) {
 		c.do(438, stun.MethodAllocate, udpTransport)
 	}
 	other := g.client("dora")
-	other.endpointUDP = listenUDP(t, netip.AddrPortFrom(relayIP, 0), false)
+	other.endpointUDP = listenUDP(t, netip.AddrPortFrom(relayIP, 0))
 	c.nonce = other.greet().nonce // of another address
 	c.do(438, stun.MethodAllocate, udpTransport)
 	c.exchange(stun.MustBuild(stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest), udpTransport))

@@ -22,20 +22,6 @@ import (
 	"github.com/pion/transport/v3/packetio"
 )
 
-// Parts of a DTLS record that begins a handshake (RFC 6347 sections 4.1 and 4.2.2), in bytes.
-const (
-	dtlsRecord    = 13 // type, version, epoch, sequence, length
-	dtlsHandshake = 12 // type, length, sequence, offset and length of the fragment
-	dtlsHello     = dtlsRecord + dtlsHandshake + 2 + 32
-	dtlsSequence  = dtlsRecord + 4 // of the handshake message
-
-	dtlsVersion         = 0xfefd // 1.2
-	dtlsTypeAlert       = 21
-	dtlsTypeHandshake   = 22
-	dtlsTypeClientHello = 1
-	dtlsTypeVerify      = 3
-)
-
 const (
 	cookieTime  = 4  // bytes of seconds of uptime
 	cookieBytes = 20 // with the MAC: as long as those of the library, whose length is fixed
@@ -53,6 +39,8 @@ type dtlsAccepter struct {
 	key      [32]byte // of cookies
 	options  []dtls.ServerOption
 
+	partials partialHellos
+
 	mu     sync.Mutex // guards assocs
 	assocs map[netip.AddrPort]*association
 }
@@ -63,7 +51,10 @@ func (s *Server) listenDTLS(l *listener) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	_ = conn.SetReadBuffer(ListenerBuffer) // as large as it may be
-	a := &dtlsAccepter{server: s, listener: l, conn: conn, assocs: map[netip.AddrPort]*association{}}
+	a := &dtlsAccepter{
+		server: s, listener: l, conn: conn, assocs: map[netip.AddrPort]*association{},
+		partials: partialHellos{crowd: &s.crowd, limit: s.config.Streams.MaxIdle, life: s.config.Streams.Handshake},
+	}
 	if _, err := io.ReadFull(s.config.Entropy, a.key[:]); err != nil {
 		return errors.Join(fmt.Errorf("draw entropy: %w", err), conn.Close())
 	}
@@ -84,6 +75,7 @@ func (s *Server) listenDTLS(l *listener) error {
 func (a *dtlsAccepter) close() error { return a.conn.Close() }
 
 func (a *dtlsAccepter) accept() {
+	defer a.partials.clear()
 	b := make([]byte, 1<<16)
 	for {
 		n, from, err := a.conn.ReadFromUDPAddrPort(b)
@@ -101,93 +93,81 @@ func (a *dtlsAccepter) receive(client netip.AddrPort, b []byte) {
 	a.mu.Lock()
 	known := a.assocs[client]
 	a.mu.Unlock()
-	cookie, hello := parseHello(b)
-	if known != nil && (!hello || string(cookie) == known.cookie) {
+	var cookie []byte
+	p, rest, first := parsePart(b)
+	part := first
+	if first {
+		cookie, first = p.cookie()
+	}
+	switch {
+	case first && (known == nil || string(cookie) != known.cookie):
+		a.greet(client, p, rest, cookie)
+	case part && a.gather(client, p, rest):
+	case known != nil && part && !p.whole(): // the library had the message in one piece, and repeats its answer by itself
+	case known != nil:
 		_, _ = known.in.Write(b) // what finds no room is lost, as on the network
-		return
-	}
-	if !hello {
+	default:
 		a.server.stats.drop(DropMalformed)
-		return
 	}
-	old := binary.BigEndian.Uint16(b[dtlsRecord+dtlsHandshake:]) > dtlsVersion // they count down
-	if old || !a.proves(client, b, cookie) {
-		a.answer(client, b, old)
-		return
+}
+
+// greet takes in a client by the first part of its ClientHello, which is all of it as a rule.
+func (a *dtlsAccepter) greet(client netip.AddrPort, p helloPart, rest, cookie []byte) {
+	switch {
+	case p.old() || !a.proves(client, p, cookie):
+		a.answer(client, p)
+	case p.whole():
+		a.partials.forget(client)
+		a.associate(client, p.record, string(cookie))
+	case p.length > maxHello:
+		a.server.stats.drop(DropMalformed)
+	case a.partials.begin(client, p, string(cookie)):
+		a.gather(client, p, rest)
+	default:
+		a.server.refuseStream(client, errIdleStreams)
 	}
-	a.associate(client, b, string(cookie), known)
+}
+
+// gather adds parts of a ClientHello to those that came before. False: they are of none that has begun.
+func (a *dtlsAccepter) gather(client netip.AddrPort, p helloPart, rest []byte) bool {
+	h, ok := a.partials.add(client, p, rest)
+	if h != nil {
+		a.associate(client, h.record, h.cookie)
+	}
+	return ok
 }
 
 // answer asks a client for the cookie, or tells it that its version is too old. Either is shorter than its hello.
-func (a *dtlsAccepter) answer(client netip.AddrPort, hello []byte, old bool) {
+func (a *dtlsAccepter) answer(client netip.AddrPort, p helloPart) {
 	if !a.server.limiter.Load().allow(client.Addr(), uptime()) {
 		a.server.stats.drop(DropRateLimited)
 		return
 	}
-	answer := protocolAlert(hello)
-	if !old {
-		answer = helloVerify(hello, a.cookie(client, hello, uint32(uptime()/int64(time.Second))))
+	answer := protocolAlert(p.record)
+	if !p.old() {
+		answer = helloVerify(p.record, a.cookie(client, p, uint32(uptime()/int64(time.Second))))
 	}
 	_, _ = a.conn.WriteToUDPAddrPort(answer, client) // as lossy as the network
 }
 
-// parseHello says whether b is a ClientHello in one piece, and with what cookie.
-func parseHello(b []byte) (cookie []byte, ok bool) {
-	if len(b) < dtlsHello+2 || b[0] != dtlsTypeHandshake || b[dtlsRecord] != dtlsTypeClientHello || binary.BigEndian.Uint16(b[3:]) != 0 {
-		return nil, false
-	}
-	record := int(binary.BigEndian.Uint16(b[dtlsRecord-2:]))
-	length := int(b[dtlsRecord+1])<<16 | int(binary.BigEndian.Uint16(b[dtlsRecord+2:]))
-	fragment := b[dtlsSequence+2 : dtlsRecord+dtlsHandshake]
-	if record != len(b)-dtlsRecord || length != record-dtlsHandshake || [3]byte(fragment) != [3]byte{} || [3]byte(fragment[3:]) != [3]byte(b[dtlsRecord+1:]) {
-		return nil, false
-	}
-	rest := b[dtlsHello:]
-	id := int(rest[0])
-	if len(rest) < 1+id+1 {
-		return nil, false
-	}
-	rest = rest[1+id:]
-	if n := int(rest[0]); len(rest) > n {
-		return rest[1 : 1+n], true
-	}
-	return nil, false
-}
-
-// cookie is what a client that sent hello at a second of uptime has to return (RFC 6347 section 4.2.1).
-func (a *dtlsAccepter) cookie(client netip.AddrPort, hello []byte, second uint32) []byte {
+// cookie is what a client whose hello began with p at a second of uptime has to return (RFC 6347 section 4.2.1).
+func (a *dtlsAccepter) cookie(client netip.AddrPort, p helloPart, second uint32) []byte {
 	out := binary.BigEndian.AppendUint32(make([]byte, 0, cookieBytes), second)
 	mac := hmac.New(sha256.New, a.key[:])
 	mac.Write(out)
 	mac.Write([]byte(client.String()))
-	mac.Write(hello[dtlsHello-32 : dtlsHello]) // its random, which is the same with the cookie
+	mac.Write(p.random())
 	return append(out, mac.Sum(nil)[:cookieBytes-cookieTime]...)
 }
 
-// proves says whether cookie is one that client was given for hello.
-func (a *dtlsAccepter) proves(client netip.AddrPort, hello, cookie []byte) bool {
+// proves says whether cookie is one that client was given for the hello that begins with p.
+func (a *dtlsAccepter) proves(client netip.AddrPort, p helloPart, cookie []byte) bool {
 	if len(cookie) != cookieBytes {
 		return false
 	}
 	second := binary.BigEndian.Uint32(cookie)
 	age := uint32(uptime()/int64(time.Second)) - second
-	return age <= cookieLife && hmac.Equal(cookie, a.cookie(client, hello, second))
-}
-
-// helloVerify is the HelloVerifyRequest that answers hello. It is shorter than that.
-func helloVerify(hello, cookie []byte) []byte {
-	body := append([]byte{0xfe, 0xff, byte(len(cookie))}, cookie...)
-	out := append([]byte{dtlsTypeHandshake, 0xfe, 0xff, 0, 0}, hello[5:11]...) // the sequence of the record is the client's
-	out = binary.BigEndian.AppendUint16(out, uint16(dtlsHandshake+len(body)))
-	n := byte(len(body))
-	out = append(out, dtlsTypeVerify, 0, 0, n, 0, 0, 0, 0, 0, 0, 0, n)
-	return append(out, body...)
-}
-
-// protocolAlert is the alert that ends the handshake of hello: protocol_version, fatal (RFC 5246 section 7.2).
-func protocolAlert(hello []byte) []byte {
-	out := append([]byte{dtlsTypeAlert}, hello[1:11]...) // in the version and with the sequence of the client's
-	return append(out, 0, 2, 2, 70)
+	return age <= cookieLife && hmac.Equal(cookie, a.cookie(client, p, second))
 }
 
 // association is the DTLS connection of a client. It is the packet connection below that of the library, which
@@ -204,7 +184,11 @@ type association struct {
 	instead  *association  // that it takes the place of, nil for none
 }
 
-func (a *dtlsAccepter) associate(client netip.AddrPort, hello []byte, cookie string, instead *association) {
+// associate makes an association of a client whose ClientHello, one record, has the cookie.
+func (a *dtlsAccepter) associate(client netip.AddrPort, hello []byte, cookie string) {
+	a.mu.Lock()
+	instead := a.assocs[client]
+	a.mu.Unlock()
 	n := &association{
 		accepter: a, client: client, in: packetio.NewBuffer(), cookie: cookie, hello: append([]byte(nil), hello...),
 		done: make(chan struct{}), instead: instead,
@@ -240,24 +224,6 @@ func (n *association) end() {
 	a.mu.Unlock()
 	_ = n.in.Close()
 	close(n.done)
-}
-
-// withoutCookie is hello as it was before the client had a cookie.
-func withoutCookie(hello []byte) []byte {
-	at := dtlsHello + 1 + int(hello[dtlsHello]) // of the cookie's length
-	out := append(append([]byte(nil), hello[:at]...), 0)
-	out = append(out, hello[at+1+int(hello[at]):]...)
-	binary.BigEndian.PutUint16(out[dtlsRecord-2:], uint16(len(out)-dtlsRecord))
-	size := uint16(len(out) - dtlsRecord - dtlsHandshake)
-	out[dtlsRecord+1], out[dtlsRecord+9] = 0, 0
-	binary.BigEndian.PutUint16(out[dtlsRecord+2:], size)
-	binary.BigEndian.PutUint16(out[dtlsRecord+10:], size)
-	clear(out[dtlsSequence : dtlsSequence+2])
-	clear(out[5:11])                             // the record before
-	if binary.BigEndian.Uint32(hello[7:]) == 0 { // unless the client counts from zero again
-		out[10] = 1
-	}
-	return out
 }
 
 // ReadFrom is what the client sent next.

@@ -57,7 +57,7 @@ func newDual(g *rig) *dual {
 	g.t.Helper()
 	d := &dual{client: g.client("alice")}
 	d.relayed[0], d.relayed[1] = d.allocateBoth()
-	d.peers = [2]*endpointUDP{peerOf(g.t), listenUDP(g.t, netip.AddrPortFrom(relayIP6, 0), false)}
+	d.peers = [2]*endpointUDP{peerOf(g.t), listenUDP(g.t, netip.AddrPortFrom(relayIP6, 0))}
 	for i, p := range d.peers {
 		d.bind(turn.ChannelNumber(0x4000+i), p.addr)
 	}
@@ -129,7 +129,7 @@ func TestPortOfOneFamilyTakenMeanwhileEndsThatAlone(t *testing.T) {
 	if err := g.stop(); err != nil {
 		t.Fatal(err)
 	}
-	listenUDP(t, d.relayed[1], false)
+	listenUDP(t, d.relayed[1])
 	again := g.again(nil)
 	ended := eventsOf[turn.RelayedDeleted](again.store)
 	if len(ended) != 1 || ended[0] != (turn.RelayedDeleted{Allocation: 1, Relayed: d.relayed[1], Reason: turn.ReasonPortTaken}) {
@@ -191,7 +191,7 @@ func TestOneFamilyWithoutPorts(t *testing.T) {
 		c.Settings.Rules.FirstPort = freePort(t, relayIP).Port()
 		c.Settings.Rules.LastPort = c.Settings.Rules.FirstPort
 	})
-	listenUDP(t, netip.AddrPortFrom(relayIP6, g.config.Settings.Rules.FirstPort), false)
+	listenUDP(t, netip.AddrPortFrom(relayIP6, g.config.Settings.Rules.FirstPort))
 	c := g.client("alice").greet()
 	m := c.do(0, stun.MethodAllocate, udpTransport, alsoIPv6)
 	if got := relayedOf(t, m); got.Addr() != relayIP {

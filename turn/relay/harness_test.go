@@ -3,6 +3,8 @@ package relay
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -75,10 +77,31 @@ func testSettings() Settings {
 	return Settings{Gate: testGate("alice", "bob"), Rules: testRules(), UnauthRate: 100, UnauthBurst: 1000}
 }
 
-// freePort is a UDP port nobody has on ip.
+// portsGiven are those that freePort has given out.
+var portsGiven sync.Map
+
+// freePort is a port nobody has on ip, over UDP or TCP. Nobody gets it by chance before it is used: it is below those that the
+// host and the relay give out, and no test gets it twice.
 func freePort(t testing.TB, ip netip.Addr) netip.AddrPort {
 	t.Helper()
-	return listenUDP(t, netip.AddrPortFrom(ip, 0), true).addr
+	for range 1000 {
+		a := netip.AddrPortFrom(ip, uint16(10000+rand.IntN(10000))) //nolint:gosec // a test
+		udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
+		if err != nil {
+			continue
+		}
+		tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(a))
+		_ = udp.Close()
+		if err != nil {
+			continue
+		}
+		_ = tcp.Close()
+		if _, given := portsGiven.LoadOrStore(a, true); !given {
+			return a
+		}
+	}
+	t.Fatalf("no port of %v is free", ip)
+	return netip.AddrPort{}
 }
 
 // newRig makes a server over real sockets with a log in memory, which is not running yet.

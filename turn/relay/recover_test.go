@@ -96,7 +96,7 @@ func TestDeletionThatWasKeptEndsTheFlow(t *testing.T) {
 	if got := g.Allocations(); got != 0 {
 		t.Errorf("got %d flows, want 0", got)
 	}
-	probe := listenUDP(t, c.relayed, true) // the port is free again
+	probe := listenUDP(t, c.relayed) // the port is free again
 	if probe.addr != c.relayed {
 		t.Errorf("got %v, want %v", probe.addr, c.relayed)
 	}

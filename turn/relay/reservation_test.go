@@ -104,7 +104,7 @@ func TestReservationWhosePortIsTakenEnds(t *testing.T) {
 	if err := g.stop(); err != nil {
 		t.Fatal(err)
 	}
-	listenUDP(t, next, false)
+	listenUDP(t, next)
 	again := g.again(nil)
 	revoked := eventsOf[turn.ReservationRevoked](again.store)
 	if len(revoked) != 1 || revoked[0] != (turn.ReservationRevoked{Relayed: next, Reason: turn.ReasonPortTaken}) {

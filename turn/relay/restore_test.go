@@ -17,7 +17,7 @@ func TestAllocationsComeBack(t *testing.T) {
 	c, peer := g.client("alice").allocate(), peerOf(t)
 	c.bind(0x4000, peer.addr)
 	other := peerOf(t)
-	bystander := listenUDP(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.4"), 0), false)
+	bystander := listenUDP(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.4"), 0))
 	m := c.message(stun.MethodRefresh)
 	if got := code(c.exchange(m)); got != 0 {
 		t.Fatalf("got code %d, want success", got)
@@ -54,7 +54,7 @@ func TestPortTakenMeanwhileEndsThatAllocationAlone(t *testing.T) {
 	if err := g.stop(); err != nil {
 		t.Fatal(err)
 	}
-	listenUDP(t, lost.relayed, false)
+	listenUDP(t, lost.relayed)
 	next := g.again(nil)
 	deleted := eventsOf[turn.AllocationDeleted](next.store)
 	if len(deleted) != 1 || deleted[0].Allocation != 1 || deleted[0].Reason != turn.ReasonPortTaken {

@@ -78,7 +78,7 @@ func (w *crowd) enter(conn net.Conn, limit int) bool {
 		return false
 	}
 	if w.conns == nil {
-		w.conns, w.idle = map[net.Conn]struct{}{}, map[netip.Prefix]int{}
+		w.conns = map[net.Conn]struct{}{}
 	}
 	w.conns[conn] = struct{}{}
 	w.running.Add(1)
@@ -98,6 +98,9 @@ func (w *crowd) waits(source netip.Prefix, limit int) bool {
 	defer w.mu.Unlock()
 	if w.idle[source] >= limit {
 		return false
+	}
+	if w.idle == nil {
+		w.idle = map[netip.Prefix]int{}
 	}
 	w.idle[source]++
 	return true

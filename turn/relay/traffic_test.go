@@ -68,7 +68,7 @@ func (f traffic) run(t testing.TB) (out trafficResult) {
 	for i := range clients {
 		peer := peerOf(t)
 		echoes.Go(func() { peer.echo() })
-		c := &client{endpointUDP: listenUDP(t, netip.AddrPortFrom(serverIP, 0), false), server: f.Server, user: "alice", password: "secret"}
+		c := &client{endpointUDP: listenUDP(t, netip.AddrPortFrom(serverIP, 0)), server: f.Server, user: "alice", password: "secret"}
 		c.allocate().bind(0x4000, peer.addr)
 		clients[i] = c
 	}

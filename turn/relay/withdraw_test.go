@@ -162,7 +162,7 @@ func TestQuarantinedPortIsNotHandedOut(t *testing.T) {
 func TestReloadReturnsWhenRevocationsAreWithdrawn(t *testing.T) {
 	g, k := kernelRig(t)
 	gone, stays, peer := g.client("alice").allocate(), g.client("bob").allocate(), peerOf(t)
-	forbidden := listenUDP(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.4"), 0), false)
+	forbidden := listenUDP(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.4"), 0))
 	stays.bind(0x4000, peer.addr)
 	stays.bind(0x4001, forbidden.addr)
 	hang := make(chan struct{})
