@@ -18,8 +18,6 @@ import (
 const (
 	dataBacklog  = 256 << 10            // of what peers sent and the client has not taken: what is beyond is dropped
 	replyBacklog = dataBacklog + 64<<10 // with the answers: whoever does not even take these is cut off
-	firstBuffer  = 2 << 10
-	helloBuffer  = 8 << 10 // while there is no allocation
 )
 
 const (
@@ -107,59 +105,39 @@ func (c *stream) drain() {
 
 // readAll takes frames, the first of which are in early, until there are no more. After errBinds it yields what follows.
 func (c *stream) readAll(early []byte) (rest []byte, err error) {
-	b := make([]byte, max(firstBuffer, len(early)))
-	if c.datagrams {
-		b = make([]byte, turn.MaxStreamFrame)
-	}
-	filled := copy(b, early)
+	in := newIntake(early, c.datagrams)
 	last := time.Now() // of a whole frame, or of the end of an allocation
-	for fresh := filled > 0; ; fresh = true {
+	for fresh := in.n > 0; ; fresh = true {
 		if fresh {
-			taken, failed := c.take(b[:filled])
+			got := in.n
+			taken, failed := c.take(in.buf[:in.n])
 			if taken > 0 {
 				last = time.Now()
 			}
-			filled = copy(b, b[taken:filled])
+			in.skip(taken)
 			if failed != nil {
-				return b[:filled], failed
+				return in.buf[:in.n], failed
 			}
-			if b, failed = c.grow(b, filled); failed != nil {
+			if failed = in.fit(got, c.seat.Load() != nil, time.Now()); failed != nil {
 				return nil, failed
 			}
-			if err != nil && (!errors.Is(err, os.ErrDeadlineExceeded) || c.seat.Load() == nil) {
+			if err != nil && (!errors.Is(err, os.ErrDeadlineExceeded) || c.seat.Load() == nil && time.Since(last) >= c.server.config.Streams.Idle) {
 				return nil, err
 			}
 		}
 		if c.seat.Load() != nil {
 			last = time.Now()
 		}
-		if err := c.conn.SetReadDeadline(last.Add(c.server.config.Streams.Idle)); err != nil {
+		if err := c.conn.SetReadDeadline(in.until(last.Add(c.server.config.Streams.Idle))); err != nil {
 			return nil, err
 		}
 		var n int
-		n, err = c.conn.Read(b[filled:])
-		filled += n
+		n, err = c.conn.Read(in.buf[in.n:])
+		in.n += n
 	}
 }
 
-var (
-	errLongFrame = errors.New("a frame that is too long for a client without an allocation")
-	errSlow      = errors.New("the client does not take its answers")
-)
-
-// grow makes room for the frame that b[:filled] begins with.
-func (c *stream) grow(b []byte, filled int) ([]byte, error) {
-	if filled < len(b) {
-		return b, nil
-	}
-	size := 2 * len(b)
-	if size > helloBuffer && c.seat.Load() == nil {
-		return b, errLongFrame
-	}
-	grown := make([]byte, min(size, turn.MaxStreamFrame))
-	copy(grown, b[:filled])
-	return grown, nil
-}
+var errSlow = errors.New("the client does not take its answers")
 
 // take handles the whole frames that b begins with, and says how many bytes they are.
 func (c *stream) take(b []byte) (taken int, err error) {
