@@ -128,30 +128,77 @@ func TestDontFragment(t *testing.T) {
 	})
 }
 
-// TestDontFragmentIPv6 has no bit to look at: what is too large for the link does not arrive in fragments.
-func TestDontFragmentIPv6(t *testing.T) {
+// TestDontFragmentIsIgnored sends more than the link takes where a datagram goes from one family to the other, or from IPv6
+// to IPv6: it arrives in fragments, with DONT-FRAGMENT as without (RFC 8656 section 13).
+func TestDontFragmentIsIgnored(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
 	s.narrow()
 	startDaemon(t, s, onLoopback...)
-	c := newClient(t, s, "127.0.0.1:20000", server4)
-	c.must(c.request(stun.MethodAllocate, transport(), stun.RawAttribute{Type: attrRequestedFamily, Value: []byte{2, 0, 0, 0}}))
-	peer := addr("[::1]:4000")
-	conn := s.listen(peer)
-	c.bind(0x4000, peer)
-	want := func(data []byte) {
-		t.Helper()
-		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	for _, row := range []struct{ name, client, server, peer string }{
+		{"IPv4ToIPv6", "127.0.0.1:20000", server4, "[::1]:4000"},
+		{"IPv6ToIPv6", "[::1]:20000", server6, "[::1]:4001"},
+		{"IPv6ToIPv4", "[::1]:20001", server6, "127.0.0.5:4000"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := newClient(t, s, row.client, row.server)
+			peer := addr(row.peer)
+			family := byte(1)
+			if peer.Addr().Is6() {
+				family = 2
+			}
+			c.must(c.request(stun.MethodAllocate, transport(), stun.RawAttribute{Type: attrRequestedFamily, Value: []byte{family, 0, 0, 0}}, dontFragment))
+			conn := s.listen(peer)
+			c.bind(0x4000, peer)
+			for _, data := range [][]byte{make([]byte, 100), make([]byte, 3000), []byte("the last")} {
+				c.indicate(peer, data, dontFragment)
+				if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+					t.Fatal(err)
+				}
+				b := make([]byte, 1<<16)
+				if n, _, err := conn.ReadFromUDP(b); err != nil || !bytes.Equal(b[:n], data) {
+					t.Fatalf("got %d bytes, %v, want %d", n, err, len(data))
+				}
+			}
+			if family == 1 {
+				wire := s.tap(peer.Addr())
+				c.indicate(peer, make([]byte, 99), dontFragment)
+				if n, df := wire.next(); n != 99 || df {
+					t.Errorf("got %d bytes with DF %t, want 99 without", n, df)
+				}
+			}
+		})
+	}
+}
+
+// TestDontFragmentOfStreams holds that it is heeded in either family where nothing came in a datagram (RFC 8656 section 15).
+func TestDontFragmentOfStreams(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	s.narrow()
+	d := startDaemon(t, s, append(onLoopback, onStreams(t)...)...)
+	for i, peer := range []netip.AddrPort{addr("127.0.0.5:4000"), addr("[::1]:4000")} {
+		conn, _ := dial(t, s, "tcp")
+		c := newStreamClient(t, conn, server4)
+		family := byte(1 + i)
+		c.must(c.request(stun.MethodAllocate, transport(), stun.RawAttribute{Type: attrRequestedFamily, Value: []byte{family, 0, 0, 0}}))
+		at := s.listen(peer)
+		c.bind(0x4000, peer)
+		c.indicate(peer, make([]byte, 2000), dontFragment)
+		c.indicate(peer, make([]byte, 3000))
+		if err := at.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, 1<<16)
-		if n, _, err := conn.ReadFromUDP(b); err != nil || !bytes.Equal(b[:n], data) {
-			t.Fatalf("got %d bytes, %v, want %d", n, err, len(data))
+		if n, _, err := at.ReadFromUDP(b); err != nil || n != 3000 {
+			t.Errorf("%v: got %d bytes, %v, want the 3000 that may be fragmented", peer, n, err)
 		}
+		dropped := fmt.Sprintf(`turnstone_dropped_total{reason="mtu"} %d`, i+1)
+		eventually(t, "the one that may not is counted", func() error {
+			if _, body := d.get("/metrics"); !strings.Contains(body, dropped) {
+				return fmt.Errorf("the metrics lack %s", dropped)
+			}
+			return nil
+		})
 	}
-	c.indicate(peer, make([]byte, 1452), dontFragment)
-	want(make([]byte, 1452))
-	c.indicate(peer, make([]byte, 1453), dontFragment)
-	c.indicate(peer, make([]byte, 3000))
-	want(make([]byte, 3000))
 }

@@ -360,13 +360,12 @@ var rfc8656 = []requirement{
 	},
 	{
 		section: "13", text: "What is too large for the link to the peer is fragmented or dropped as a router would, or as the host does by default.",
-		by: "turn/relay:setOptions bpf/turnstone.c", tests: "test:TestDontFragmentIPv6 test:TestKernelLearnsThePathMTU kernel:TestTable",
+		by: "turn/relay:setOptions bpf/turnstone.c", tests: "test:TestDontFragmentIsIgnored test:TestKernelLearnsThePathMTU kernel:TestTable",
 		but: "nobody is sent an ICMP error by the relay itself: what the kernel path cannot send whole passes up, and userspace has the host fragment it, the alternate behaviour.",
 	},
 	{
 		section: "13", text: "Between families, and from IPv6 to IPv6, DONT-FRAGMENT is ignored.",
-		by: "turn/relay:hand.sendIndication", tests: "test:TestDontFragmentIPv6",
-		but: "it is heeded: a client that looks for the MTU of the path to its peer would be misled by a probe that went in fragments.",
+		by: "turn/relay:seat.wholeTo", tests: "test:TestDontFragmentIsIgnored",
 	},
 	{
 		section: "14", text: "DSCP and ECN are as they came, or the defaults.",

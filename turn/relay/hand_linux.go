@@ -86,7 +86,7 @@ func (h *hand) sendIndication(e *seat, frame []byte, hp hop) {
 		return
 	}
 	to := sockaddrOf(peer)
-	if hp.whole = dontFragment; dontFragment && !f.probes.Load() {
+	if hp.whole = dontFragment && e.wholeTo(peer.Addr()); dontFragment && !f.probes.Load() {
 		f.probes.Store(true)
 	}
 	if e.coming.Load() {

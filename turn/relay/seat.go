@@ -31,6 +31,16 @@ func (e *seat) of() *flow {
 	return e.flow
 }
 
+// wholeTo says whether DONT-FRAGMENT is heeded in what goes from here to peer. Of datagrams it is only from IPv4 to IPv4
+// (RFC 8656 section 13); what comes over TCP has no IP packet whose translation it could be (section 15).
+func (e *seat) wholeTo(peer netip.Addr) bool {
+	switch e.listener.Protocol {
+	case turn.UDP, turn.DTLS:
+		return e.client.Addr().Is4() && peer.Is4()
+	}
+	return true
+}
+
 // arrive has what peers send go to e from now on, where the client has just sent data from. That makes
 // the five-tuple before it nobody's, which the writer is told.
 func (s *Server) arrive(e *seat) {
