@@ -89,7 +89,6 @@ const (
 	versions = "TLS 1.2 and 1.3 are spoken, older versions are not"
 	service  = "the service manager does that"
 	datapath = "the relaying is built otherwise, and needs no tuning for it"
-	redirect = `write alternate-servers, one for each transport and family, and redirect = "always"`
 	nat5780  = "NAT behaviour discovery (RFC 5780) is served where listen has two addresses with the same two ports: add them there"
 	fewest   = "answers to Binding requests carry XOR-MAPPED-ADDRESS and nothing that is not asked for"
 )
@@ -106,8 +105,8 @@ var keys = map[string]key{
 	"no-dtls":                whether(listens, anyway("it is the default, where there is a certificate")),
 	"dtls":                   whether(anyway("it is the default, where there is a certificate"), listens),
 	"aux-server":             auxiliary,
-	"alt-listening-port":     dropped(nat5780),
-	"alt-tls-listening-port": dropped(nat5780),
+	"alt-listening-port":     discovery,
+	"alt-tls-listening-port": dropped("NAT behaviour discovery (RFC 5780) is served over UDP alone, where an answer can come from elsewhere"),
 	"tcp-proxy-port":         dropped("add a tcp listener for it, and name the load balancers in proxy-protocol-from: nobody else is believed"),
 	"listening-device":       dropped("sockets are bound to addresses, not to interfaces: name those of the interface in listen"),
 	"udp-self-balance":       refused("every CPU serves every listener, there is nothing to balance"),
@@ -200,7 +199,7 @@ var keys = map[string]key{
 	"include-reason-string":             refused("the reasons in errors are those of the RFC"),
 	"rfc5766-channel-numbers":           whether(channels("rfc5766"), channels("rfc8656")),
 	"no-rfc5780":                        sets("stun-discovery", "off"),
-	"rfc5780":                           refused(nat5780),
+	"rfc5780":                           whether(discovery, func(t *translation, e *entry) (verdict, error) { return t.set("stun-discovery", "off", e), nil }),
 	"stun-backward-compatibility":       refused(fewest),
 	"no-stun-backward-compatibility":    always(fewest),
 	"response-origin-only-with-rfc5780": always(fewest),
@@ -213,10 +212,10 @@ var keys = map[string]key{
 	"drop-invalid-packets-log":          refused("what is dropped is counted by reason, not logged: turnstone status"),
 
 	// Redirection.
-	"alternate-server":      dropped(redirect),
-	"tls-alternate-server":  dropped(redirect),
-	"tcp-alternate-server":  dropped(redirect),
-	"udp-alternate-server":  dropped(redirect),
+	"alternate-server":      alternate(3478, "udp", "tcp"),
+	"tls-alternate-server":  alternate(5349, "tls", "dtls"),
+	"tcp-alternate-server":  alternate(3478, "tcp"),
+	"udp-alternate-server":  alternate(3478, "udp"),
 	"drain-min-allocations": dropped("turnstone drain does not end the server: wait until turnstone status shows no allocations"),
 
 	// Logs and metrics.

@@ -83,9 +83,10 @@ func (t *translation) listen() {
 	if len(hosts) == 0 {
 		hosts = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	}
-	plain, secure := nonzero(t.number("listening-port", 0), 3478), nonzero(t.number("tls-listening-port", 0), 5349)
+	plain, secure := t.ports()
 	tls, dtls := t.secure()
 	t.listenOn("udp", t.on("no-udp"), hosts, plain)
+	t.listenOnAlternatePort(hosts)
 	t.listenOn("tcp", t.on("no-tcp") || tls && plain == secure, hosts, plain)
 	t.listenOn("tls", !tls, hosts, secure)
 	t.listenOn("dtls", !dtls || plain == secure && !t.on("no-udp"), hosts, secure)
@@ -95,6 +96,11 @@ func (t *translation) listen() {
 			t.listenOn("tcp", t.on("no-tcp"), []netip.Addr{at.Addr()}, int(at.Port()))
 		}
 	}
+}
+
+// ports are those without and with TLS.
+func (t *translation) ports() (plain, secure int) {
+	return nonzero(t.number("listening-port", 0), 3478), nonzero(t.number("tls-listening-port", 0), 5349)
 }
 
 // listenOn adds listeners for a transport, unless it is off.
