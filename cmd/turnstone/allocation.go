@@ -80,8 +80,18 @@ func showAllocation(cmd *cobra.Command, f output.Format, a admin.Allocation, car
 	if err := output.Object(out, f, a); err != nil {
 		return err
 	}
+	if len(a.Addresses) > 1 { // one ends with its allocation
+		if err := output.Section(out, f, "relayed addresses", a.Addresses); err != nil {
+			return err
+		}
+	}
 	if err := output.Section(out, f, "permissions", a.Permissions); err != nil {
 		return err
+	}
+	if a.Transport == "tcp" {
+		if err := output.Section(out, f, "connections", a.Connections); err != nil {
+			return err
+		}
 	}
 	if err := output.Section(out, f, "channels", a.Channels); err != nil {
 		return err

@@ -115,7 +115,9 @@ func (d *served) Status(ctx context.Context) (admin.Status, error) {
 		for a := range s.Allocations() {
 			st.Permissions += len(a.Permissions)
 			st.Channels += len(a.Channels)
+			st.Connections += len(a.Connections)
 		}
+		st.Reserved = len(s.Reservations())
 	})
 	if errors.Is(err, context.DeadlineExceeded) {
 		return st, nil // the log is being opened again: Ready says so

@@ -24,6 +24,8 @@ type replayed struct {
 	Digest      string             `json:"digest"`
 	Count       int                `json:"count"`
 	Allocations []admin.Allocation `json:"allocations" table:"-"`
+
+	Reservations []admin.Reservation `json:"reservations" table:"-"`
 }
 
 func replayCommand(o *options) *cobra.Command {
@@ -133,11 +135,14 @@ func showState(cmd *cobra.Command, f output.Format, s *turn.State, at time.Time)
 		}
 		m = asOf(m, r.At)
 	}
-	r.Allocations = describeAll(s, m)
+	r.Allocations, r.Reservations = describeAll(s, m), admin.Reservations(s, m)
 	if err := output.Object(cmd.OutOrStdout(), f, r); err != nil {
 		return err
 	}
-	return output.Section(cmd.OutOrStdout(), f, "allocations", r.Allocations)
+	if err := output.Section(cmd.OutOrStdout(), f, "allocations", r.Allocations); err != nil {
+		return err
+	}
+	return output.Section(cmd.OutOrStdout(), f, "reservations", r.Reservations)
 }
 
 // asOf is the moment of the wall time at, on the clock of m's boot.

@@ -27,6 +27,8 @@ type Status struct {
 	Allocations int               `json:"allocations"`
 	Permissions int               `json:"permissions"`
 	Channels    int               `json:"channels"`
+	Connections int               `json:"connections"`
+	Reserved    int               `json:"reservations"`
 	ToPeer      turn.Count        `json:"to_peer"`
 	ToClient    turn.Count        `json:"to_client"`
 	Drops       map[string]uint64 `json:"drops"`
@@ -44,13 +46,44 @@ type Allocation struct {
 	Server      string            `json:"server" table:"detail"`
 	Protocol    turn.Protocol     `json:"protocol" table:"detail"`
 	Relayed     []string          `json:"relayed"`
+	Transport   string            `json:"transport" table:"detail"` // of what is relayed
 	Username    string            `json:"username"`
+	Realm       string            `json:"realm" table:"detail"`
+	MovingTo    string            `json:"moving_to" table:"detail"` // where its client has asked to move, empty for nowhere
+	Adrift      bool              `json:"adrift" table:"detail"`    // its client is nowhere: it was at Client
 	Created     time.Time         `json:"created" table:"detail"`
 	Expires     time.Time         `json:"expires"`
 	Overdue     bool              `json:"overdue"`
+	Addresses   []Address         `json:"addresses" table:"-"`
+	Connections []Connection      `json:"connections" table:"-"`
 	Permissions []Permission      `json:"permissions" table:"list"`
 	Channels    []Channel         `json:"channels" table:"list"`
 	Usage       []Usage           `json:"usage" table:"-"`
+}
+
+// Address is a relayed transport address as it is shown. Where there are two each has an end of its own.
+type Address struct {
+	Relayed string    `json:"relayed"`
+	Expires time.Time `json:"expires"`
+	Overdue bool      `json:"overdue"`
+}
+
+// Connection is a connection with a peer as it is shown.
+type Connection struct {
+	ID      turn.ConnectionID `json:"id"`
+	Peer    string            `json:"peer"`
+	Client  string            `json:"client"`           // the other end of its data connection, empty until there is one
+	Expires time.Time         `json:"expires,omitzero"` // unless there is one by then
+}
+
+// Reservation is a reserved port as it is shown: who has its token is who asked for it.
+type Reservation struct {
+	Relayed  string    `json:"relayed"`
+	Username string    `json:"username"`
+	Realm    string    `json:"realm"`
+	Made     time.Time `json:"made"`
+	Expires  time.Time `json:"expires"`
+	Overdue  bool      `json:"overdue"`
 }
 
 // Permission is a permission as it is shown.
@@ -95,11 +128,29 @@ func Describe(a *turn.Allocation, m turn.Moment) Allocation {
 	ends := func(d turn.Deadline) time.Time { return endOf(d, m).Truncate(time.Millisecond) }
 	out := Allocation{
 		ID: a.ID, Client: a.FiveTuple.Client.String(), Server: a.FiveTuple.Server.String(), Protocol: a.FiveTuple.Protocol,
-		Username: a.Username, Created: a.Created.WallTime(), Expires: ends(a.Deadline), Overdue: a.Deadline.Passed(m),
-		Permissions: []Permission{}, Channels: []Channel{}, Usage: []Usage{},
+		Transport: "udp", Username: a.Username, Realm: a.Realm, Adrift: a.Adrift,
+		Created: a.Created.WallTime(), Expires: ends(a.Deadline), Overdue: a.Deadline.Passed(m),
+		Addresses: []Address{}, Connections: []Connection{}, Permissions: []Permission{}, Channels: []Channel{}, Usage: []Usage{},
+	}
+	if a.TCP() {
+		out.Transport = "tcp"
+	}
+	if a.Next != (turn.FiveTuple{}) {
+		out.MovingTo = a.Next.Client.String()
 	}
 	for _, r := range a.Relayed {
 		out.Relayed = append(out.Relayed, r.String())
+		d := a.DeadlineFor(r.Addr())
+		out.Addresses = append(out.Addresses, Address{Relayed: r.String(), Expires: ends(d), Overdue: d.Passed(m)})
+	}
+	for _, c := range a.Connections {
+		one := Connection{ID: c.ID, Peer: c.Peer.String()}
+		if c.Client.Client.IsValid() {
+			one.Client = c.Client.Client.String()
+		} else {
+			one.Expires = ends(c.Deadline)
+		}
+		out.Connections = append(out.Connections, one)
 	}
 	for _, p := range a.Permissions {
 		out.Permissions = append(out.Permissions, Permission{Peer: p.Peer.String(), Expires: ends(p.Deadline), Overdue: p.Deadline.Passed(m)})
@@ -113,6 +164,18 @@ func Describe(a *turn.Allocation, m turn.Moment) Allocation {
 			one.Peer = u.Peer.String()
 		}
 		out.Usage = append(out.Usage, one)
+	}
+	return out
+}
+
+// Reservations shows those of s as of m, the one that ends first before the others.
+func Reservations(s *turn.State, m turn.Moment) []Reservation {
+	out := []Reservation{}
+	for _, r := range s.Reservations() {
+		out = append(out, Reservation{
+			Relayed: r.Relayed.String(), Username: r.Username, Realm: r.Realm, Made: r.Made.WallTime(),
+			Expires: endOf(r.Deadline, m).Truncate(time.Millisecond), Overdue: r.Deadline.Passed(m),
+		})
 	}
 	return out
 }
