@@ -102,6 +102,8 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindPeerDisconnected:    decode[turn.PeerDisconnected],
 	turn.KindUsageRecorded:       decode[turn.UsageRecorded],
 	turn.KindRefusalsCounted:     decode[turn.RefusalsCounted],
+	turn.KindRelaysChanged:       decode[turn.RelaysChanged],
+	turn.KindAttemptsRefused:     decode[turn.AttemptsRefused],
 	turn.KindClientRedirected:    decode[turn.ClientRedirected],
 	turn.KindTicketIssued:        decode[turn.TicketIssued],
 	turn.KindAllocationMoved:     decode[turn.AllocationMoved],

@@ -101,6 +101,11 @@ var samples = []sample{
 	}},
 	{"ReservationRevoked", turn.ReservationRevoked{Relayed: netip.AddrPortFrom(addr4, 49153), Reason: turn.ReasonUserRemoved}},
 	{"RollbackFound", turn.RollbackFound{Kept: 1000, Size: 1999, Root: digest(7), Epoch: 1}},
+	{"RelaysChanged", turn.RelaysChanged{Relays: []turn.Relay{{IP: addr4, External: netip.MustParseAddr("198.51.100.7")}, {IP: addr6, External: addr6}}}},
+	{"AttemptsRefused", turn.AttemptsRefused{Since: 1_700_000_000_000_000_000, Others: 9, Attempts: []turn.Attempt{
+		{Client: addr4, Username: "alice", Realm: "example.org", Method: 8, Code: 403, Peer: addr6, Count: 2},
+		{Client: addr6, Method: 3, Code: 401, Count: 70000},
+	}}},
 }
 
 // traffic makes records that a log could hold: each event fits the state that those before it leave.
@@ -231,7 +236,10 @@ func (t *traffic) event() turn.Event {
 	if t.rng.IntN(2) == 0 {
 		return turn.ClientRedirected{FiveTuple: a.FiveTuple, Tx: t.tx(), Username: a.Username, Servers: []netip.AddrPort{t.peer()}}
 	}
-	return turn.RefusalsCounted{Others: t.rng.Uint64N(100)}
+	if t.rng.IntN(2) == 0 {
+		return turn.RelaysChanged{Relays: []turn.Relay{{IP: addr4, External: t.peer().Addr()}}}
+	}
+	return turn.AttemptsRefused{Others: t.rng.Uint64N(100)}
 }
 
 // oneRelayed is about one of the two relayed addresses of an allocation.

@@ -171,7 +171,10 @@ func (s *State) apply(e Event) error {
 	case ConfigChanged:
 		s.config = e.Digest
 		return nil
-	case RefusalsCounted, ServerStarted, ServerStopped, ClockWentBack, LogRecovered,
+	case RelaysChanged:
+		s.served = e.Relays
+		return nil
+	case RefusalsCounted, AttemptsRefused, ServerStarted, ServerStopped, ClockWentBack, LogRecovered,
 		SegmentRetired, RollbackFound, ProgramAttached, ProgramReplaced, DriftRepaired:
 		return nil
 	}

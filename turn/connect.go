@@ -93,11 +93,11 @@ func connect(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision {
 	}
 	peer := r.Private(q.peers[0])
 	if code := peerCode(r, a, peer.Addr()); code != 0 {
-		return q.refuse(code)
+		return q.refusePeer(code, peer.Addr())
 	}
 	switch {
 	case r.Guarded(peer.Addr()) && !s.relays(peer, transportTCP, m):
-		return q.refuse(CodeForbidden)
+		return q.refusePeer(CodeForbidden, peer.Addr())
 	case a.connectedTo(peer):
 		return q.refuse(CodeConnectionExists)
 	case len(a.Connections) >= r.MaxChannels:
@@ -121,9 +121,9 @@ func DecideDialled(s *State, r *Rules, q *Request, d Dial, outcome Dialled, m Mo
 	case outcome == DialBusy:
 		return q.refuse(CodeInsufficientCapacity)
 	case outcome == DialFailed:
-		return q.refuse(CodeConnectionFailed)
+		return q.refusePeer(CodeConnectionFailed, d.To.Addr())
 	case !r.permits(d.To.Addr()): // a reload forbids it by now
-		return q.refuse(CodeForbidden)
+		return q.refusePeer(CodeForbidden, d.To.Addr())
 	case r.Storage == RoomNone:
 		return q.refuse(CodeServerError)
 	}

@@ -63,6 +63,13 @@ func Decide(s *State, r *Rules, q *Request, m Moment) Decision {
 
 func (q *Request) refuse(code int) Decision { return Decision{Reply: q.reply(code)} }
 
+// refusePeer is refuse because of peer.
+func (q *Request) refusePeer(code int, peer netip.Addr) Decision {
+	d := q.refuse(code)
+	d.Reply.Peer = peer
+	return d
+}
+
 // answered is the kind of event that answers a method with success. A Refresh
 // to zero is remembered as a refresh too.
 func answered(method stun.Method) Kind {
@@ -179,7 +186,7 @@ func createPermission(r *Rules, q *Request, a *Allocation) Decision {
 			continue
 		}
 		if code := peerCode(r, a, peer); code != 0 {
-			return q.refuse(code)
+			return q.refusePeer(code, peer)
 		}
 		asked[peer] = true
 		if a.Permission(peer) == nil {
@@ -224,11 +231,11 @@ func channelBind(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decisi
 		return q.refuse(CodeBadRequest)
 	}
 	if code := peerCode(r, a, peer.Addr()); code != 0 {
-		return q.refuse(code)
+		return q.refusePeer(code, peer.Addr())
 	}
 	switch {
 	case r.Guarded(peer.Addr()) && !s.relays(peer, transportUDP, m):
-		return q.refuse(CodeForbidden)
+		return q.refusePeer(CodeForbidden, peer.Addr())
 	case bound == nil && len(a.Channels) >= r.MaxChannels,
 		a.Permission(peer.Addr()) == nil && len(a.Permissions) >= r.MaxPermissions:
 		return q.refuse(CodeInsufficientCapacity)

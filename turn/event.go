@@ -11,7 +11,7 @@ type Kind uint16
 // The kinds of events. A number is never given to another kind, and the fields
 // of a kind are never reshaped: a new shape is a new kind, and migrations turn
 // the old into the new. A reader that meets a kind it does not know refuses
-// the log. 1-19 are grants, 20-21 accounts, 22-29 clients on the move, 30-49 log and server, 50-59 kernel, 60-69 connections of
+// the log. 1-19 are grants, 20-21 accounts, 22-29 clients on the move, 30-49 log and server, 46-47 for those who ask later, 50-59 kernel, 60-69 connections of
 // peers.
 const (
 	KindAllocationCreated   Kind = 1
@@ -55,6 +55,9 @@ const (
 	KindSegmentRetired Kind = 37
 	KindSnapshotTaken  Kind = 38
 	KindRollbackFound  Kind = 40
+
+	KindRelaysChanged   Kind = 46
+	KindAttemptsRefused Kind = 47
 
 	KindProgramAttached Kind = 50
 	KindProgramReplaced Kind = 51
@@ -270,6 +273,26 @@ type UsageRecorded struct {
 	ToClient   Count          `cbor:"6,keyasint"`
 }
 
+// Attempt counts the requests of one sort that were refused since the last AttemptsRefused. Where a client tried
+// many usernames or peers, those that found no room of their own are counted together, without one.
+type Attempt struct {
+	Client   netip.Addr `cbor:"1,keyasint"`
+	Username string     `cbor:"2,keyasint"` // as it was claimed where Code is 401, and no more than its beginning
+	Realm    string     `cbor:"3,keyasint"`
+	Method   uint16     `cbor:"4,keyasint"` // STUN method
+	Code     uint16     `cbor:"5,keyasint"` // STUN error code
+	Peer     netip.Addr `cbor:"6,keyasint"` // that was asked for and refused, invalid where it is not about one
+	Count    uint64     `cbor:"7,keyasint"`
+}
+
+// AttemptsRefused sums up requests that were refused after a valid nonce. At most one is written a minute, and one
+// at a stop, and it is bounded: Others counts what found no room.
+type AttemptsRefused struct {
+	Since    int64     `cbor:"1,keyasint"` // wall time from which on it counts, ns since the Unix epoch
+	Attempts []Attempt `cbor:"2,keyasint"`
+	Others   uint64    `cbor:"3,keyasint"`
+}
+
 // Refusal counts the refusals of one sort since the last RefusalsCounted.
 type Refusal struct {
 	Client   netip.Addr `cbor:"1,keyasint"`
@@ -279,8 +302,7 @@ type Refusal struct {
 	Count    uint64     `cbor:"5,keyasint"`
 }
 
-// RefusalsCounted sums up requests that were refused after a valid nonce. At
-// most one is written a minute, and it is bounded: Others counts what found no room.
+// RefusalsCounted is what AttemptsRefused was before it told realm, peer and time. It is not written any more.
 type RefusalsCounted struct {
 	Refusals []Refusal `cbor:"1,keyasint"`
 	Others   uint64    `cbor:"2,keyasint"`
@@ -347,6 +369,12 @@ type ServerStopped struct {
 // The digest is SHA-256 over the effective configuration without its secrets.
 type ConfigChanged struct {
 	Digest [32]byte `cbor:"1,keyasint"`
+}
+
+// RelaysChanged says what addresses relayed transport addresses are made of from now on, and by which of them clients
+// and peers know those. It is written where one of them is behind a 1:1 NAT, or was.
+type RelaysChanged struct {
+	Relays []Relay `cbor:"1,keyasint"`
 }
 
 // ClockWentBack says that the wall clock of this boot began before the last
@@ -434,6 +462,8 @@ func (TokenAccepted) Kind() Kind       { return KindTokenAccepted }
 func (FamilyRefused) Kind() Kind       { return KindFamilyRefused }
 func (UsageRecorded) Kind() Kind       { return KindUsageRecorded }
 func (RefusalsCounted) Kind() Kind     { return KindRefusalsCounted }
+func (RelaysChanged) Kind() Kind       { return KindRelaysChanged }
+func (AttemptsRefused) Kind() Kind     { return KindAttemptsRefused }
 func (ClientRedirected) Kind() Kind    { return KindClientRedirected }
 func (TicketIssued) Kind() Kind        { return KindTicketIssued }
 func (AllocationMoved) Kind() Kind     { return KindAllocationMoved }

@@ -158,7 +158,7 @@ func (g *Gate) refuse(q *Request, r *realm, code int, m Moment) *Reply {
 	reply := q.reply(code)
 	reply.Unauthenticated = true
 	if code != CodeBadRequest {
-		reply.realm, reply.nonce, reply.algorithms = r.name, g.nonceFor(r, q.FiveTuple.Client, m), offers[r.offer]
+		reply.challenge, reply.nonce, reply.algorithms = r.name, g.nonceFor(r, q.FiveTuple.Client, m), offers[r.offer]
 	}
 	if code == CodeUnauthenticated {
 		reply.thirdParty = g.tokens.server

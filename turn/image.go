@@ -21,6 +21,7 @@ type Image struct {
 	Answers        []AnswerImage     `cbor:"9,keyasint"` // in the order they were given
 	Config         [32]byte          `cbor:"10,keyasint"`
 	Reservations   []Reservation     `cbor:"11,keyasint,omitempty"` // by end, then by relayed address
+	Relays         []Relay           `cbor:"12,keyasint,omitempty"`
 }
 
 // AllocationImage is an [Allocation] in an Image.
@@ -64,7 +65,7 @@ type AnswerImage struct {
 func (s *State) Image() Image {
 	im := Image{
 		Seq: s.seq, Moment: s.moment, Log: s.log, Epoch: s.epoch,
-		LastAllocation: s.last, LastSealed: s.sealed, LastSnapshot: s.snapshot, Config: s.config,
+		LastAllocation: s.last, LastSealed: s.sealed, LastSnapshot: s.snapshot, Config: s.config, Relays: orNil(s.served),
 		Allocations: make([]AllocationImage, 0, len(s.allocations)),
 		Answers:     make([]AnswerImage, 0, len(s.answers.live())),
 	}
@@ -106,7 +107,7 @@ func FromImage(im Image) (*State, error) {
 	s := NewState()
 	s.seq, s.moment, s.log, s.epoch = im.Seq, im.Moment, im.Log, im.Epoch
 	s.last, s.sealed, s.snapshot = im.LastAllocation, im.LastSealed, im.LastSnapshot
-	s.config = im.Config
+	s.config, s.served = im.Config, im.Relays
 	for _, a := range im.Allocations {
 		taken := slices.ContainsFunc(a.Relayed, func(r netip.AddrPort) bool { return s.byRelayed[r] != nil })
 		made := &Allocation{

@@ -17,6 +17,8 @@ type Reply struct {
 	Unauthenticated bool // whoever asked has proved nothing: the answer is to be rate-limited
 	NonceReturned   bool // whoever asked has returned a nonce of ours, so the address is really theirs
 	Username        string
+	Realm           string         // that Username is of
+	Peer            netip.Addr     // that was refused, invalid where the refusal is not about one
 	Origin          netip.AddrPort // the listener it is to be sent from, where that is for the request to say
 	Port            uint16         // of the client it is to be sent to, see [Reply.To]
 
@@ -35,7 +37,7 @@ type Reply struct {
 	other       netip.AddrPort   // with Origin: OTHER-ADDRESS
 	padding     int              // bytes of PADDING, where padded
 	padded      bool
-	realm       string // with nonce, on 401 and 438
+	challenge   string // REALM, with nonce, on 401 and 438
 	nonce       string
 	algorithms  []byte // with nonce
 	thirdParty  string // name of this server for an authorization server, on 401
@@ -49,7 +51,7 @@ type Reply struct {
 // reply starts the answer to q, with code 0 for success.
 func (q *Request) reply(code int) *Reply {
 	return &Reply{
-		Method: q.Method, Tx: q.Tx, Code: code, NonceReturned: q.nonceReturned, Username: q.Username,
+		Method: q.Method, Tx: q.Tx, Code: code, NonceReturned: q.nonceReturned, Username: q.Username, Realm: q.Realm,
 		software: q.software, key: q.key, sha256: q.sha256, fingerprint: q.fingerprint,
 	}
 }
@@ -93,7 +95,7 @@ func (r *Reply) addAttributes(m *stun.Message) {
 		must(stun.UnknownAttributes(r.unknown).AddTo(m))
 	}
 	if r.nonce != "" {
-		m.Add(stun.AttrRealm, []byte(r.realm))
+		m.Add(stun.AttrRealm, []byte(r.challenge))
 		m.Add(stun.AttrNonce, []byte(r.nonce))
 		m.Add(stun.AttrPasswordAlgorithms, r.algorithms)
 	}

@@ -24,9 +24,12 @@ func (r Room) String() string {
 // Relay is one address that relayed transport addresses are made of, and the
 // address clients and peers know it by where a 1:1 NAT stands in front.
 type Relay struct {
-	IP       netip.Addr
-	External netip.Addr // IP itself without a NAT
+	IP       netip.Addr `cbor:"1,keyasint"`
+	External netip.Addr `cbor:"2,keyasint"` // IP itself without a NAT
 }
+
+// Mapped says whether a NAT stands in front of l.
+func (l Relay) Mapped() bool { return l.External.IsValid() && l.External != l.IP }
 
 // Rules are the configuration that decisions follow. Only the writer changes
 // them, and only between decisions.

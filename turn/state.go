@@ -21,6 +21,7 @@ type State struct {
 	sealed   uint64
 	snapshot SnapshotTaken
 	config   [32]byte // digest of the configuration in force
+	served   []Relay  // of the last RelaysChanged
 
 	allocations  map[AllocationID]*Allocation
 	byFiveTuple  map[FiveTuple]*Allocation
@@ -71,6 +72,9 @@ func (s *State) LastSnapshot() SnapshotTaken { return s.snapshot }
 
 // Config is the digest of the configuration in force, zero before the first.
 func (s *State) Config() [32]byte { return s.config }
+
+// Relays are the relay's addresses as the last [RelaysChanged] has them, none where no NAT was ever in front of one.
+func (s *State) Relays() []Relay { return s.served }
 
 // Len is the number of allocations.
 func (s *State) Len() int { return len(s.allocations) }

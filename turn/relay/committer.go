@@ -74,7 +74,7 @@ func (s *Server) commit(b *batch) error {
 }
 
 func (s *Server) postRefusals() {
-	if e, ok := s.refusals.take(); ok {
+	if e, ok := s.refusals.take(s.clock()); ok {
 		s.posted.add(e)
 	}
 }

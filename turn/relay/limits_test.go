@@ -3,7 +3,6 @@ package relay
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -115,36 +114,19 @@ func TestRefusedIsBounded(t *testing.T) {
 	}
 }
 
-func TestRefusalsAreSummedUpAndBounded(t *testing.T) {
-	var r refusals
-	for i := range maxRefusals + 50 {
-		reply := &turn.Reply{Method: stun.MethodAllocate, Code: 401, Username: fmt.Sprint(i)}
-		for range 3 {
-			r.add(reply, serverIP)
-		}
-	}
-	e, ok := r.take()
-	if !ok || len(e.Refusals) != maxRefusals || e.Others != 150 || e.Refusals[0].Count != 3 {
-		t.Errorf("got %d kinds and %d others, want %d and 150", len(e.Refusals), e.Others, maxRefusals)
-	}
-	if _, more := r.take(); more {
-		t.Error("what was taken is still there")
-	}
-}
-
 func TestRefusalsBeforeANonceMakeNoEvent(t *testing.T) {
 	g := serveTest(t, nil)
 	for range 10 {
 		g.client("alice").greet()
 	}
-	if e, ok := g.refusals.take(); ok {
+	if e, ok := g.refusals.take(g.clock()); ok {
 		t.Errorf("got %v, want nothing: no nonce was returned", e)
 	}
 	c := g.client("alice").greet()
 	c.password = "wrong"
 	c.do(401, stun.MethodAllocate, udpTransport)
-	e, _ := g.refusals.take()
-	if len(e.Refusals) != 1 || e.Refusals[0].Client != serverIP || e.Refusals[0].Username != "alice" {
+	e, _ := g.refusals.take(g.clock())
+	if len(e.Attempts) != 1 || e.Attempts[0].Client != serverIP || e.Attempts[0].Username != "alice" || e.Attempts[0].Realm != "example.org" {
 		t.Errorf("got %v, want the wrong password of alice", e)
 	}
 }

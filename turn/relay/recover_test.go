@@ -115,11 +115,11 @@ func TestCountsInALostRecordAreToldAgain(t *testing.T) {
 		peer.want([]byte("12345"))
 		g.refusals.add(&turn.Reply{Code: 401, Method: stun.MethodAllocate}, serverIP)
 		events := g.flow(c).changedUsage()
-		counted, _ := g.refusals.take()
+		counted, _ := g.refusals.take(g.clock())
 		g.store.failNext(keep, 0)
 		g.posted.add(append(events, counted)...)
 		eventually(t, "the log is recovered", func() bool { return len(eventsOf[turn.LogRecovered](g.store)) == 1 })
-		used, refused := eventsOf[turn.UsageRecorded](g.store), eventsOf[turn.RefusalsCounted](g.store)
+		used, refused := eventsOf[turn.UsageRecorded](g.store), eventsOf[turn.AttemptsRefused](g.store)
 		if len(used) != 1 || used[0].ToPeer.Packets != 1 || len(refused) != 1 {
 			t.Errorf("keep=%v: got %v and %v, want each counted once", keep, used, refused)
 		}

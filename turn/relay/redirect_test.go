@@ -44,7 +44,7 @@ func TestRedirectIsDurableBeforeItIsAnswered(t *testing.T) {
 	if got := eventsOf[turn.ClientRedirected](again.store); len(got) != 1 || got[0].Username != "alice" {
 		t.Errorf("got %v, want one redirect of alice", got)
 	}
-	for _, e := range eventsOf[turn.RefusalsCounted](again.store) {
+	for _, e := range eventsOf[turn.AttemptsRefused](again.store) {
 		t.Errorf("got %+v, want the redirect counted once, by its event", e)
 	}
 	c.do(0, stun.MethodAllocate, udpTransport)

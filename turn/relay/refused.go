@@ -1,9 +1,6 @@
 package relay
 
 import (
-	"net/netip"
-	"sync"
-
 	"turnstone/turn"
 
 	"github.com/pion/stun/v3"
@@ -65,52 +62,4 @@ func (r *refused) again(b *batch, q request, m turn.Moment) bool {
 	b.bytes = append(b.bytes, answer...)
 	b.replies = append(b.replies, q.outgoing(from, len(b.bytes)))
 	return true
-}
-
-// refusals sums up refusals after a valid nonce, for the log.
-type refusals struct {
-	mu     sync.Mutex // guards the fields below
-	counts map[refusal]uint64
-	others uint64
-}
-
-type refusal struct {
-	client   netip.Addr
-	username string
-	method   stun.Method
-	code     int
-}
-
-// maxRefusals bounds the kinds told apart in one summary.
-const maxRefusals = 256
-
-func (r *refusals) add(reply *turn.Reply, client netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	k := refusal{client, reply.Username, reply.Method, reply.Code}
-	if _, known := r.counts[k]; !known && len(r.counts) >= maxRefusals {
-		r.others++
-		return
-	}
-	if r.counts == nil {
-		r.counts = map[refusal]uint64{}
-	}
-	r.counts[k]++
-}
-
-// take yields the summary since the last, false where there is nothing to tell.
-func (r *refusals) take() (turn.RefusalsCounted, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.counts) == 0 && r.others == 0 {
-		return turn.RefusalsCounted{}, false
-	}
-	e := turn.RefusalsCounted{Others: r.others}
-	for k, n := range r.counts {
-		e.Refusals = append(e.Refusals, turn.Refusal{
-			Client: k.client, Username: k.username, Method: uint16(k.method), Code: uint16(k.code), Count: n,
-		})
-	}
-	r.counts, r.others = nil, 0
-	return e, true
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"turnstone/turn"
@@ -19,6 +20,9 @@ func newWriter(s *Server, state *turn.State, rules turn.Rules) *writer {
 func (w *writer) configured(t Settings) {
 	if t.Digest != w.state.Config() {
 		w.apply(turn.ConfigChanged{Digest: t.Digest})
+	}
+	if known := w.state.Relays(); !slices.Equal(known, t.Rules.Relays) && (len(known) > 0 || slices.ContainsFunc(t.Rules.Relays, turn.Relay.Mapped)) {
+		w.apply(turn.RelaysChanged{Relays: slices.Clone(t.Rules.Relays)})
 	}
 	w.apply(turn.Reconcile(w.state, &t.Rules, t.Gate)...)
 }

@@ -220,7 +220,7 @@ func TestStopIsClean(t *testing.T) {
 	if last, ok := events[len(events)-1].(turn.ServerStopped); !ok || last.Signal != "test" {
 		t.Errorf("got %v last in the log, want ServerStopped", events[len(events)-1])
 	}
-	if got := eventsOf[turn.RefusalsCounted](g.store); len(got) != 1 || got[0].Refusals[0].Code != 401 {
+	if got := eventsOf[turn.AttemptsRefused](g.store); len(got) != 1 || got[0].Attempts[0].Code != 401 {
 		t.Errorf("got %v, want the refusal counted", got)
 	}
 	if taken(t, c.relayed) || taken(t, g.addr) {

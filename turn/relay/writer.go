@@ -381,7 +381,7 @@ func (w *writer) resume(state *turn.State, f failure) {
 func counts(list []turn.Event) (out []turn.Event) {
 	for _, e := range list {
 		switch e.Kind() {
-		case turn.KindUsageRecorded, turn.KindRefusalsCounted:
+		case turn.KindUsageRecorded, turn.KindAttemptsRefused:
 			out = append(out, e)
 		}
 	}
