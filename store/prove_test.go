@@ -110,7 +110,7 @@ func retired(t testing.TB, dir string) (string, turn.Seq) {
 		segments := tx.Bucket(migrations.Segments)
 		for {
 			k, _ := segments.Cursor().First()
-			if c, err := parseHeader(segments.Bucket(k).Get(headKey)); err != nil || c.next() > ats[0] {
+			if c, err := parseHeader(segments.Bucket(k).Get(headKey)); err != nil || c.next() > ats[0].At {
 				return err
 			}
 			if err := segments.DeleteBucket(k); err != nil {
@@ -118,7 +118,7 @@ func retired(t testing.TB, dir string) (string, turn.Seq) {
 			}
 		}
 	})
-	return copied, ats[0] + 1
+	return copied, ats[0].At + 1
 }
 
 func TestWhatIsLeftIsProvedAfterRetirement(t *testing.T) {

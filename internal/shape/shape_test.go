@@ -84,7 +84,7 @@ func TestShapeIsRealistic(t *testing.T) {
 	for k, least := range map[turn.Kind]int{
 		turn.KindAllocationCreated: 15_000, turn.KindAllocationRefreshed: 3000, turn.KindAllocationDeleted: 10_000,
 		turn.KindAllocationExpired: 2000, turn.KindPermissionInstalled: 30_000, turn.KindPermissionExpired: 5000,
-		turn.KindChannelBound: 15_000, turn.KindUsageRecorded: 15_000, turn.KindRefusalsCounted: 10,
+		turn.KindChannelBound: 15_000, turn.KindUsageRecorded: 15_000, turn.KindAttemptsRefused: 10,
 		turn.KindServerStarted: 4, turn.KindClockWentBack: 1,
 	} {
 		if kinds[k] < least {

@@ -7,6 +7,7 @@ import (
 	"container/heap"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"time"
 
 	"turnstone/turn"
@@ -186,12 +187,16 @@ func (c *Calls) restarted() turn.Record {
 // refuse counts what was refused in the last minute.
 func (c *Calls) refuse() {
 	c.minute += time.Minute
-	var list []turn.Refusal
-	for range c.rng.IntN(4) {
-		list = append(list, turn.Refusal{Client: c.client(false), Username: c.user(), Method: 3, Code: 486, Count: 1 + c.rng.Uint64N(20)})
+	var list []turn.Attempt
+	for i := range c.rng.IntN(4) {
+		one := turn.Attempt{Client: c.client(false), Username: c.user(), Realm: "example.org", Method: 3, Code: 486, Count: 1 + c.rng.Uint64N(20)}
+		if i == 2 {
+			one.Method, one.Code, one.Peer = 8, 403, netip.AddrFrom4([4]byte{169, 254, 169, 254})
+		}
+		list = append(list, one)
 	}
 	if len(list) > 0 {
-		c.add(turn.RefusalsCounted{Refusals: list})
+		c.add(turn.AttemptsRefused{Since: c.moment().Wall - int64(time.Minute), Attempts: list})
 	}
 }
 
