@@ -5,7 +5,7 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BIN := bin/turnstone
 
 .DEFAULT_GOAL := build
-.PHONY: help build run test race lint format generate fuzz qemu differential soak bench clean tools
+.PHONY: help build run demo recording test race lint format generate fuzz qemu differential soak bench clean tools
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,12 @@ build: ## Build bin/turnstone
 
 run: build ## Build and start a relay with no configuration
 	./$(BIN) serve
+
+demo: build ## Show a call that goes on while the daemon is killed: by the kernel as root, else in userspace
+	$(GO) run ./demo -turnstone $(BIN)
+
+recording: build ## Make the picture in the README again, from a run of the demo (as root)
+	$(GO) run ./demo -turnstone $(BIN) -svg docs/demo.svg
 
 tools: ## Install what the tests need (apt-get, as root)
 	scripts/tools

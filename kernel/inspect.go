@@ -9,12 +9,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"turnstone/bpf"
 	"turnstone/turn"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 )
 
 // Pinned is what the kernel holds of an instance, read from its pins: with a daemon or without.
@@ -25,6 +28,7 @@ type Pinned struct {
 	Applied   turn.Seq
 	Chain     [32]byte
 	Rows      []Row
+	Verdicts  []VerdictCounts
 
 	flows map[Key]Flow
 }
@@ -50,6 +54,7 @@ func inspect(dir string) (p *Pinned, err error) {
 	for name, m := range map[string]**ebpf.Map{
 		bpf.TurnstoneMapIndex4: &o.Index4, bpf.TurnstoneMapIndex6: &o.Index6, bpf.TurnstoneMapFlows: &o.Flows,
 		bpf.TurnstoneMapOwners: &o.Owners, bpf.TurnstoneMapUsage: &o.Usage, bpf.TurnstoneMapMeta: &o.Meta,
+		bpf.TurnstoneMapCpus: &o.Cpus,
 	} {
 		if *m, err = ebpf.LoadPinnedMap(filepath.Join(dir, name), nil); err != nil {
 			return nil, fmt.Errorf("open %s/%s: %w", dir, name, err)
@@ -66,7 +71,45 @@ func inspect(dir string) (p *Pinned, err error) {
 	t.usage = newSharedUsage(counters, len(t.flows))
 	m := metas[0]
 	p = &Pinned{Directory: dir, Log: m.Log, Epoch: m.Epoch, Applied: turn.Seq(m.Applied), Chain: m.Chain, flows: map[Key]Flow{}}
+	if p.Verdicts, err = (&verdictCounters{cpus: o.Cpus}).read(); err != nil {
+		return nil, err
+	}
 	return p, p.read(t)
+}
+
+// Status is what the pins tell of how the kernel's side is: what only a daemon knows is left out.
+func (p *Pinned) Status() (Status, error) {
+	s := Status{
+		Directory: p.Directory, Layout: strings.TrimPrefix(filepath.Base(p.Directory), "v"), Applied: p.Applied, Flows: len(p.Rows), Verdicts: p.Verdicts,
+	}
+	indexes, err := (&pins{dir: filepath.Dir(p.Directory)}).links()
+	if err != nil {
+		return s, err
+	}
+	for _, i := range indexes {
+		s.Interfaces = append(s.Interfaces, attachedTo(i))
+	}
+	return s, nil
+}
+
+// attachedTo is the interface of a pinned link, as far as this network namespace knows it.
+func attachedTo(ifindex int) Interface {
+	out := Interface{Index: ifindex}
+	nic, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		out.Reason = "not an interface of this network namespace"
+		return out
+	}
+	out.Name = nic.Attrs().Name
+	switch x := nic.Attrs().Xdp; {
+	case x == nil || !x.Attached:
+		out.Reason = "the program is not attached"
+	case x.AttachMode == nl.XDP_ATTACHED_DRV:
+		out.Mode = XDPNative
+	default:
+		out.Mode = XDPGeneric
+	}
+	return out
 }
 
 // read fills p from the index and the records it names.

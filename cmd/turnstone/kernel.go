@@ -38,14 +38,10 @@ func (o *options) pinned() (*kernel.Pinned, error) {
 func kernelStatus(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show how the kernel's side is", Args: cobra.NoArgs,
-		Long:    "Shows on which interfaces the XDP program is and in which mode, or why not; how full the maps are; what the kernel\ndoes not carry and why; how often the program left by which verdict; and what was repaired.",
+		Long:    "Shows on which interfaces the XDP program is and in which mode, or why not; how full the maps are; what the kernel\ndoes not carry and why; how often the program left by which verdict; and what was repaired. Where no daemon answers, it\nshows what the pins tell, which takes root: the interfaces, the flows and the verdicts.",
 		Example: "  turnstone kernel status -o table\n  turnstone kernel status -o json | jq .lag",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := o.client()
-			if err != nil {
-				return err
-			}
-			st, err := client.KernelStatus(cmd.Context())
+			st, err := o.kernelStatus(cmd)
 			if err != nil {
 				return err
 			}
@@ -55,6 +51,27 @@ func kernelStatus(o *options) *cobra.Command {
 	o.kernelFlags(cmd)
 	o.outputFlag(cmd)
 	return cmd
+}
+
+// kernelStatus asks the daemon, or where it is away the pins.
+func (o *options) kernelStatus(cmd *cobra.Command) (kernel.Status, error) {
+	client, err := o.client()
+	if err != nil {
+		return kernel.Status{}, err
+	}
+	st, unreachable := client.KernelStatus(cmd.Context())
+	if !errors.Is(unreachable, admin.ErrUnreachable) {
+		return st, unreachable
+	}
+	p, err := o.pinned()
+	if errors.Is(err, kernel.ErrNothingPinned) {
+		return st, unreachable
+	}
+	if err != nil {
+		return st, err
+	}
+	cmd.PrintErrln("no daemon answers: this is what the kernel goes on doing")
+	return p.Status()
 }
 
 type reasonRow struct {
