@@ -29,16 +29,15 @@ func (l *Log) Append(r turn.Record) error {
 	defer l.life.RUnlock()
 	l.write.Lock()
 	defer l.write.Unlock()
-	next := l.chain.clone()
-	raw, err := next.encode(r)
+	raw, next, into, err := l.place(r)
 	if err != nil {
 		return err
 	}
-	into := l.segment.with(len(raw), l.options.SegmentSize, l.chain.headerSize(), r.First)
 	err = l.commit(func(tx *bbolt.Tx) error { return put(tx, into, &l.chain, r.First, raw) })
 	if err != nil {
 		return fmt.Errorf("append at %d: %w", r.First, err)
 	}
+	l.renew = l.renew && into.number == l.segment.number
 	l.chain, l.segment = next, into
 	for _, e := range r.Events {
 		if e, ok := e.(turn.EpochBegan); ok {

@@ -47,9 +47,15 @@ type tender struct {
 	news   bool               // there may be something to take a snapshot of
 	taken  turn.SnapshotTaken // to be recorded; At is 0 for none
 	record func(context.Context, ...turn.Event) error
+
+	resumed bool      // what a run before began to forget is forgotten
+	forget  time.Time // when to look for segments to forget
 }
 
 func (t *tender) look(ctx context.Context) error {
+	if err := t.tendKeys(ctx); err != nil {
+		return err
+	}
 	for {
 		e, ok, err := t.log.sealedAfter(t.sealed)
 		if err != nil {
@@ -78,6 +84,28 @@ func (t *tender) look(ctx context.Context) error {
 	}
 	t.taken = turn.SnapshotTaken{}
 	return t.log.dropSnapshots()
+}
+
+// tendKeys does what is to be done about the keys of encrypted segments, and what is by their age.
+func (t *tender) tendKeys(ctx context.Context) error {
+	if err := t.log.drawAhead(); err != nil {
+		return err
+	}
+	if !t.resumed {
+		if err := t.log.resumeForgetting(ctx, t.record); err != nil {
+			return err
+		}
+		t.resumed = true
+	}
+	now := time.Now()
+	if err := t.log.closeOld(ctx, now, t.record); err != nil {
+		return err
+	}
+	if now.Before(t.forget) {
+		return nil
+	}
+	t.forget = now.Add(min(time.Minute, t.log.options.ForgetAge/8))
+	return t.log.forgetOld(ctx, now, t.record)
 }
 
 // sealedAfter is the event of the next sealed segment after number n, if there is one.

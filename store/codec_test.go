@@ -222,7 +222,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		b = seal(b)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		r, err := Decode(b)
+		r, err := Decode(b, nil)
 		runtime.ReadMemStats(&after)
 		if got, most := after.TotalAlloc-before.TotalAlloc, uint64(1<<20+512*len(b)); got > most {
 			t.Fatalf("decoding %d bytes allocated %d", len(b), got)
@@ -242,7 +242,7 @@ func sampleRecords(t testing.TB, n int) [][]byte {
 	var out [][]byte
 	c, gen := chain{}, newTraffic(1, turn.NewState(), 20)
 	for range n {
-		b, err := c.encode(gen.record(8))
+		b, err := c.encode(gen.record(8), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +273,7 @@ func TestRecordsRefuseWhatTheyAreNot(t *testing.T) {
 		"unknown-kind": {edit(func(b []byte) []byte { return oneEvent(b, 0x82, 0x19, 0x03, 0xe7, 0xa0) }), ErrUnknownKind},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Decode(tc.b)
+			_, err := Decode(tc.b, nil)
 			var damage *CorruptError
 			if tc.want == nil && !errors.As(err, &damage) {
 				t.Errorf("got %v, want a *CorruptError", err)

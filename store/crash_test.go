@@ -302,7 +302,7 @@ func prefixesOf(t *testing.T, dir string) map[turn.Seq]prefix {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rec, err := Decode(raw)
+		rec, err := Decode(raw, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

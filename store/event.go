@@ -48,9 +48,11 @@ func EncodeEvent(dst []byte, e turn.Event) ([]byte, error) {
 }
 
 // DecodeEvent decodes the stored form of an event. It keeps nothing of b.
-func DecodeEvent(b []byte) (turn.Event, error) { return decodeEvent(b, nil) }
+//
+// One that is sealed is a *KeyError.
+func DecodeEvent(b []byte) (turn.Event, error) { return decodeEvent(b, 0, nil, nil) }
 
-func decodeEvent(b []byte, names *names) (turn.Event, error) {
+func decodeEvent(b []byte, seq turn.Seq, names *names, keys *Keyring) (turn.Event, error) {
 	c := cursor{b: b}
 	if c.head(majorArray) != 2 {
 		c.fail()
@@ -59,10 +61,19 @@ func decodeEvent(b []byte, names *names) (turn.Event, error) {
 	if c.err != nil || kind > 0xffff {
 		return nil, fmt.Errorf("decode event: %w", errCBOR)
 	}
-	if e, ok := decodeHot(turn.Kind(kind), c.b, names); ok {
+	body, err := keys.unsealed(seq, kind, c.b)
+	if err != nil {
+		return nil, err
+	}
+	return decodeBody(kind, body, names)
+}
+
+// decodeBody decodes the body of an event in the clear.
+func decodeBody(kind uint64, body []byte, names *names) (turn.Event, error) {
+	if e, ok := decodeHot(turn.Kind(kind), body, names); ok {
 		return e, nil
 	}
-	present, body, err := migrations.Upcast(uint16(kind), c.b)
+	present, body, err := migrations.Upcast(uint16(kind), body)
 	if err != nil {
 		return nil, fmt.Errorf("upcast event of kind %d: %w", kind, err)
 	}
@@ -118,6 +129,8 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindSegmentRetired:      decode[turn.SegmentRetired],
 	turn.KindSnapshotTaken:       decode[turn.SnapshotTaken],
 	turn.KindRollbackFound:       decode[turn.RollbackFound],
+	turn.KindSegmentForgotten:    decode[turn.SegmentForgotten],
+	turn.KindSegmentClosed:       decode[turn.SegmentClosed],
 	turn.KindProgramAttached:     decode[turn.ProgramAttached],
 	turn.KindProgramReplaced:     decode[turn.ProgramReplaced],
 	turn.KindDriftRepaired:       decode[turn.DriftRepaired],

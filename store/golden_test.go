@@ -143,7 +143,7 @@ func TestRecordsKeepTheirGoldenForm(t *testing.T) {
 	for i, events := range [][]turn.Event{first, all} {
 		name := fmt.Sprintf("record%d", i+1)
 		r := turn.Record{First: c.next(), Moment: at(1000 * (i + 1)), Events: events}
-		got, err := c.encode(r)
+		got, err := c.encode(r, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +155,7 @@ func TestRecordsKeepTheirGoldenForm(t *testing.T) {
 		if !bytes.Equal(got, golden) {
 			t.Errorf("%s is encoded as\n%x, want\n%x", name, got, golden)
 		}
-		decoded, err := Decode(golden)
+		decoded, err := Decode(golden, nil)
 		if err != nil {
 			t.Errorf("decode %s: %v", name, err)
 		} else if diff := cmp.Diff(r, decoded, comparing); diff != "" {

@@ -39,6 +39,8 @@ type Options struct {
 	SnapshotEvery int           // segments of which one snapshot is kept, once it is not among the newest; 0: 4
 	NoSnapshots   bool          // Background takes none
 	NoSync        bool          // nothing is durable before Close: for logs that are made, not kept
+	Encrypt       bool          // what is appended is sealed, see [Keyring]
+	ForgetAge     time.Duration // of events whose segments Background forgets; 0: it forgets none
 	pageSize      int
 	snapshotSize  int // of a chunk, for tests
 }
@@ -66,6 +68,7 @@ type Log struct {
 	options Options
 	lock    *os.File
 	room    *room
+	keys    *Keyring
 
 	// life guards db: whoever uses the file holds it shared, Recover and Close
 	// hold it alone.
@@ -79,10 +82,13 @@ type Log struct {
 	write   sync.Mutex
 	chain   chain
 	segment segment
+	renew   bool  // the next record begins a segment
 	zeroed  int64 // bytes up to which the file has blocks of its own
 	failed  error // of the commit after which only Recover may follow
 
 	free atomic.Int64 // bytes of free pages in the file, as of the last commit
+
+	forgetting sync.Mutex // held while segments are forgotten
 
 	tails  tails
 	opened *turn.State
@@ -104,7 +110,7 @@ func Open(dir string, o Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{dir: dir, options: o.withDefaults(), lock: lock}
+	l := &Log{dir: dir, options: o.withDefaults(), lock: lock, keys: NewKeyring(Keys(dir))}
 	l.tails.keep = l.options.KeepEvents
 	l.room = newRoom(dir, l.options)
 	if err = makeFile(l.name(), l.options.pageSize); err == nil {

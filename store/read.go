@@ -29,9 +29,15 @@ var ErrRetired = errors.New("the events were retired from the log")
 type source interface {
 	view(func(*bbolt.Tx) error) error
 	name() string
+	keyring() *Keyring
 }
 
 func (l *Log) name() string { return l.dir + "/" + FileName }
+
+func (l *Log) keyring() *Keyring { return l.keys }
+
+// Keys are the keys of the encrypted segments of l.
+func (l *Log) Keys() *Keyring { return l.keys }
 
 func (l *Log) view(f func(*bbolt.Tx) error) error {
 	l.life.RLock()
@@ -52,7 +58,9 @@ func (l *Log) unavailable() error {
 
 // Records yields the records of the log as it is now, from the one that holds
 // from. The first error is the last thing it yields.
-func (l *Log) Records(from turn.Seq) iter.Seq2[turn.Record, error] { return decoded(Raw(l, from)) }
+func (l *Log) Records(from turn.Seq) iter.Seq2[turn.Record, error] {
+	return decoded(Raw(l, from), l.keys)
+}
 
 // Raw yields the records of s in their stored form, from the one that holds
 // from, a chunk at a time.
@@ -199,14 +207,14 @@ type batch struct {
 const batchEvents = 1024
 
 // decoded decodes records in a goroutine of its own, a few batches ahead of whoever takes them.
-func decoded(raw iter.Seq2[[]byte, error]) iter.Seq2[turn.Record, error] {
+func decoded(raw iter.Seq2[[]byte, error], keys *Keyring) iter.Seq2[turn.Record, error] {
 	return func(yield func(turn.Record, error) bool) {
 		batches, stop, done := make(chan batch, 4), make(chan struct{}), make(chan struct{})
 		defer func() { close(stop); <-done }()
 		go func() {
 			defer close(done)
 			defer close(batches)
-			for b := range decodeAll(raw) {
+			for b := range decodeAll(raw, keys) {
 				select {
 				case batches <- b:
 				case <-stop:
@@ -228,7 +236,7 @@ func decoded(raw iter.Seq2[[]byte, error]) iter.Seq2[turn.Record, error] {
 	}
 }
 
-func decodeAll(raw iter.Seq2[[]byte, error]) iter.Seq[batch] {
+func decodeAll(raw iter.Seq2[[]byte, error], keys *Keyring) iter.Seq[batch] {
 	return func(yield func(batch) bool) {
 		var b batch
 		events := 0
@@ -236,7 +244,7 @@ func decodeAll(raw iter.Seq2[[]byte, error]) iter.Seq[batch] {
 		for one, err := range raw {
 			var r turn.Record
 			if err == nil {
-				r, err = decodeRecord(one, known)
+				r, err = decodeRecord(one, known, keys)
 			}
 			if b.err = err; err != nil {
 				break

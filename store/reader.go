@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"path/filepath"
 	"time"
 
 	"turnstone/migrations"
@@ -17,15 +18,17 @@ import (
 // again, and stops with ErrInUse when it sees a daemon's lock, so that it never keeps one from starting.
 type Reader struct {
 	file string
+	keys *Keyring
 }
 
 // readerWait is for how long a Reader waits for whoever has the file; another
 // reader is done sooner.
 const readerWait = 300 * time.Millisecond
 
-// OpenReader opens the log file for reading. The error is ErrInUse while a daemon has it open.
+// OpenReader opens the log file for reading. The error is ErrInUse while a daemon has it open. The keys of encrypted
+// segments are those beside the file.
 func OpenReader(file string) (*Reader, error) {
-	r := &Reader{file: file}
+	r := &Reader{file: file, keys: NewKeyring(Keys(filepath.Dir(file)))}
 	if err := unlocked(file); err != nil {
 		return nil, err
 	}
@@ -51,6 +54,14 @@ func OpenReader(file string) (*Reader, error) {
 
 func (r *Reader) name() string { return r.file }
 
+func (r *Reader) keyring() *Keyring { return r.keys }
+
+// Keys are the keys that r reads encrypted segments with.
+func (r *Reader) Keys() *Keyring { return r.keys }
+
+// UseKeys has r read encrypted segments with other keys.
+func (r *Reader) UseKeys(k *Keyring) { r.keys = k }
+
 func (r *Reader) view(f func(*bbolt.Tx) error) error {
 	if err := unlocked(r.file); err != nil {
 		return err
@@ -63,10 +74,15 @@ func (r *Reader) view(f func(*bbolt.Tx) error) error {
 }
 
 // Records yields the records from the one that holds from.
-func (r *Reader) Records(from turn.Seq) iter.Seq2[turn.Record, error] { return decoded(Raw(r, from)) }
+func (r *Reader) Records(from turn.Seq) iter.Seq2[turn.Record, error] {
+	return decoded(Raw(r, from), r.keys)
+}
 
-// Decoded decodes records in their stored form, wherever they come from.
-func Decoded(raw iter.Seq2[[]byte, error]) iter.Seq2[turn.Record, error] { return decoded(raw) }
+// Decoded decodes records in their stored form, wherever they come from. What of them is sealed takes keys, which may
+// be nil: the error is a *KeyError where one is missing.
+func Decoded(raw iter.Seq2[[]byte, error], keys *Keyring) iter.Seq2[turn.Record, error] {
+	return decoded(raw, keys)
+}
 
 // StateAt folds records, which begin with the log, while more says so. The error is of the records.
 func StateAt(records iter.Seq2[turn.Record, error], more func(turn.Record) bool) (*turn.State, error) {

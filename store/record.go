@@ -109,10 +109,10 @@ func parseEnvelope(b []byte) (envelope, error) {
 }
 
 // record decodes the events of v.
-func (v *envelope) record(names *names) (turn.Record, error) {
+func (v *envelope) record(names *names, keys *Keyring) (turn.Record, error) {
 	r := turn.Record{First: v.first, Moment: v.moment, Events: make([]turn.Event, len(v.events))}
 	for i, b := range v.events {
-		e, err := decodeEvent(b, names)
+		e, err := decodeEvent(b, v.first+turn.Seq(i), names, keys)
 		if err != nil {
 			return turn.Record{}, fmt.Errorf("event %d: %w", v.first+turn.Seq(i), err)
 		}
@@ -121,15 +121,16 @@ func (v *envelope) record(names *names) (turn.Record, error) {
 	return r, nil
 }
 
-// Decode decodes a stored record.
-func Decode(b []byte) (turn.Record, error) { return decodeRecord(b, nil) }
+// Decode decodes a stored record. What of it is sealed takes keys, which may be nil; the error is a *KeyError where
+// one is missing.
+func Decode(b []byte, keys *Keyring) (turn.Record, error) { return decodeRecord(b, nil, keys) }
 
-func decodeRecord(b []byte, names *names) (turn.Record, error) {
+func decodeRecord(b []byte, names *names, keys *Keyring) (turn.Record, error) {
 	v, err := parseEnvelope(b)
 	if err != nil {
 		return turn.Record{}, err
 	}
-	return v.record(names)
+	return v.record(names, keys)
 }
 
 // chain is where a log stands: the hash of its last record and the tree over
@@ -144,18 +145,20 @@ func (c *chain) next() turn.Seq { return turn.Seq(c.tree.size) + 1 }
 
 func (c *chain) clone() chain { return chain{last: c.last, tree: c.tree.clone()} }
 
-// encode makes the stored form of r, which is c's next record, and advances c.
-func (c *chain) encode(r turn.Record) ([]byte, error) {
+// encode makes the stored form of r, which is c's next record, and advances c. Its events are sealed with key, if there is one.
+func (c *chain) encode(r turn.Record, key *segmentKey) ([]byte, error) {
 	if len(r.Events) == 0 || r.First != c.next() {
 		return nil, fmt.Errorf("append a record of %d events at %d: the log is at %d", len(r.Events), r.First, c.next()-1)
 	}
 	b := make([]byte, recordHeader, recordHeader+128*len(r.Events))
-	var one []byte
+	var one, plain []byte
+	sealing := newSealing(key, len(r.Events))
 	for i, e := range r.Events {
 		var err error
-		if one, err = EncodeEvent(one[:0], e); err != nil {
+		if plain, err = EncodeEvent(plain[:0], e); err != nil {
 			return nil, err
 		}
+		one = sealing.event(one[:0], plain, r.First+turn.Seq(i))
 		if len(one) > maxEvent {
 			return nil, fmt.Errorf("append event %d (%T): %d bytes, at most %d", r.First+turn.Seq(i), e, len(one), maxEvent)
 		}

@@ -20,7 +20,7 @@ func (l *Log) replay() (*turn.State, error) {
 	}
 	state, err := l.newestSnapshot(segments)
 	if err != nil || len(segments) == 0 {
-		l.chain, l.segment = chain{}, segment{page: l.db.Info().PageSize}
+		l.chain, l.segment, l.renew = chain{}, segment{page: l.db.Info().PageSize}, false
 		return state, err
 	}
 	f := following{next: state.Seq() + 1, last: segment{number: segments[len(segments)-1].number, page: l.db.Info().PageSize}}
@@ -31,14 +31,14 @@ func (l *Log) replay() (*turn.State, error) {
 		f.begin, f.last.first = s.begin, s.begin.next()
 	}
 	f.last.open = []int{f.begin.headerSize() + itemCost}
-	if err := foldInto(state, decoded(f.checked(Raw(fileOf{l}, f.next)))); err != nil {
+	if err := foldInto(state, decoded(f.checked(Raw(fileOf{l}, f.next)), l.keys)); err != nil {
 		return nil, inFile(l.name(), err)
 	}
 	if f.chain.next() != state.Seq()+1 {
 		return nil, &CorruptError{File: l.name(), Seq: state.Seq(), Err: errors.New("the last segment is empty")}
 	}
 	l.chain, l.segment = f.chain, f.last
-	return state, nil
+	return state, l.continueSegment(f.forms)
 }
 
 // following checks records against what comes before them.
@@ -46,6 +46,7 @@ type following struct {
 	chain chain
 	next  turn.Seq
 	last  segment // the one to append to
+	forms form    // of the events in it
 	begin chain   // where the log stood before it
 }
 
@@ -69,7 +70,7 @@ func (f *following) take(b []byte) error {
 		return err
 	}
 	if v.first == f.last.first {
-		f.chain.tree = f.begin.tree.clone()
+		f.chain.tree, f.last.wall = f.begin.tree.clone(), v.moment.Wall
 	}
 	if err := f.chain.link(&v, b, f.next); err != nil {
 		return err
@@ -79,6 +80,9 @@ func (f *following) take(b []byte) error {
 		return nil
 	}
 	f.last.grow(len(b))
+	for _, e := range v.events {
+		f.forms |= formOf(e)
+	}
 	return f.chain.grow(&v)
 }
 

@@ -106,6 +106,8 @@ var samples = []sample{
 		{Client: addr4, Username: "alice", Realm: "example.org", Method: 8, Code: 403, Peer: addr6, Count: 2},
 		{Client: addr6, Method: 3, Code: 401, Count: 70000},
 	}}},
+	{"SegmentForgotten", turn.SegmentForgotten{Segment: 3, First: 1000, Last: 1999, By: "uid 0"}},
+	{"SegmentClosed", turn.SegmentClosed{Segment: 4}},
 }
 
 // traffic makes records that a log could hold: each event fits the state that those before it leave.

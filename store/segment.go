@@ -11,9 +11,12 @@ import (
 type segment struct {
 	number uint64
 	first  turn.Seq
-	page   int   // bytes of one
-	closed int   // bytes of pages that are full, and of what they take in the branches above
-	open   []int // bytes of the items in the last leaf
+	page   int         // bytes of one
+	wall   int64       // of the first record
+	key    *segmentKey // that its events are sealed with, nil for none
+	sealed bool        // some are
+	closed int         // bytes of pages that are full, and of what they take in the branches above
+	open   []int       // bytes of the items in the last leaf
 }
 
 const (
@@ -33,9 +36,15 @@ func (s segment) with(n, limit, head int, first turn.Seq) segment {
 	into.open = slices.Clone(s.open)
 	into.grow(n)
 	if s.number == 0 || into.size() > limit {
-		into = segment{number: s.number + 1, first: first, page: s.page, open: []int{head + itemCost}}
-		into.grow(n)
+		return s.next(n, head, first)
 	}
+	return into
+}
+
+// next is the segment after s, with nothing but a record of n bytes at first.
+func (s segment) next(n, head int, first turn.Seq) segment {
+	into := segment{number: s.number + 1, first: first, page: s.page, open: []int{head + itemCost}}
+	into.grow(n)
 	return into
 }
 

@@ -80,6 +80,8 @@ func (l *Log) newestSnapshot(segments []begun) (*turn.State, error) {
 		tried = append(tried, err)
 	}
 	switch {
+	case len(segments) > 0 && segments[0].begin.next() != 1 && withoutKey(tried...) != nil:
+		return nil, fmt.Errorf("%s: the snapshots that the log is to be read from cannot be read: %w", l.name(), withoutKey(tried...))
 	case len(segments) > 0 && segments[0].begin.next() != 1:
 		tried = append(tried, fmt.Errorf("events before %d are retired and no snapshot covers them", segments[0].begin.next()))
 		return nil, &CorruptError{File: l.name(), Err: errors.Join(tried...)}
@@ -146,6 +148,9 @@ func loadSnapshot(s source, at turn.Seq) (*turn.State, error) {
 	if err != nil {
 		return nil, err
 	}
+	if body, err = openSnapshot(s.keyring(), at, body); err != nil {
+		return nil, err
+	}
 	state, err := DecodeState(body)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %d: %w", at, err)
@@ -163,7 +168,7 @@ func (l *Log) takeSnapshot(ctx context.Context) (turn.SnapshotTaken, error) {
 	if err != nil {
 		return turn.SnapshotTaken{}, err
 	}
-	end := l.unsealed()
+	end, _, key := l.ending()
 	if end <= 1 || len(list) > 0 && list[len(list)-1].At+1 >= end {
 		return turn.SnapshotTaken{}, nil
 	}
@@ -190,17 +195,39 @@ func (l *Log) takeSnapshot(ctx context.Context) (turn.SnapshotTaken, error) {
 	if err != nil {
 		return turn.SnapshotTaken{}, err
 	}
+	if key != nil {
+		body = key.seal(snapshotContext(state.Seq()), body)
+	}
 	p := Snapshot{At: state.Seq(), Latest: latest, Digest: sha256.Sum256(body), Size: len(body)}
 	return turn.SnapshotTaken{At: p.At, Digest: p.Digest, Size: uint64(p.Size)}, l.storeSnapshot(p, body)
 }
 
+// snapshotContext is what the snapshot at is sealed for. It is sealed with the key of the segment that
+// begins behind it: whoever can read on from it can read it.
+func snapshotContext(at turn.Seq) string { return fmt.Sprintf("snapshot %d", at) }
+
+// openSnapshot is the body of the snapshot at in the clear.
+func openSnapshot(keys *Keyring, at turn.Seq, body []byte) ([]byte, error) {
+	if _, sealed := SealedBy(body); !sealed {
+		return body, nil
+	}
+	return keys.Open(snapshotContext(at), body)
+}
+
 // unsealed is the first sequence of the segment that is not sealed, 0 in an empty log.
 func (l *Log) unsealed() turn.Seq {
+	first, _, _ := l.ending()
+	return first
+}
+
+// ending is the first sequence of the segment that is not sealed, 0 in an empty log, its number, and the key that its
+// events are sealed with.
+func (l *Log) ending() (turn.Seq, uint64, *segmentKey) {
 	l.life.RLock()
 	defer l.life.RUnlock()
 	l.write.Lock()
 	defer l.write.Unlock()
-	return l.segment.first
+	return l.segment.first, l.segment.number, l.segment.key
 }
 
 // storeSnapshot writes a chunk a transaction, so that appends get in between.

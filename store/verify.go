@@ -2,12 +2,14 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"iter"
 	"math"
 	"os"
+	"slices"
 	"time"
 
 	"turnstone/turn"
@@ -20,6 +22,9 @@ type Report struct {
 	Last            turn.Seq
 	Chain           Hash // of the last record
 	Root            Hash // RFC 6962 head over all events
+
+	Unread   uint64   // events that were not decoded: the key of their segment, or of one before it, is missing
+	ReadFrom turn.Seq // all from here on were; 0 where none was missing
 }
 
 // Verify checks that the records in raw, which begin with the log, are what was
@@ -135,7 +140,8 @@ func (r *Reader) Verify() (Report, error) {
 	if err != nil {
 		return report, inFile(r.file, err)
 	}
-	return report, r.verifySnapshots(first)
+	report.Unread, report.ReadFrom, err = r.verifySnapshots(first, report.Last)
+	return report, err
 }
 
 // checkPages reads every page of the file, with the lock of a reader for a while at a time.
@@ -202,69 +208,119 @@ func (p *pieces) release() {
 	}
 }
 
-// verifySnapshots folds the records from first on, or from the oldest snapshot where those before first are
-// retired, and holds each snapshot, and what was recorded of it, against that.
-func (r *Reader) verifySnapshots(first turn.Seq) error {
+// heldSnapshot is a snapshot in the file.
+type heldSnapshot struct {
+	Snapshot
+	state *turn.State // nil: the key it takes is missing
+	body  Hash        // of the encoding of state
+}
+
+// heldSnapshots reads the snapshots of the file, in order.
+func (r *Reader) heldSnapshots() (held []heldSnapshot, err error) {
 	list, err := snapshotsIn(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	state, latest, stored := turn.NewState(), int64(math.MinInt64), map[turn.Seq]Snapshot{}
 	for _, p := range list {
-		stored[p.At] = p
-		_, body, err := readSnapshot(r, p.At)
-		if err == nil && first > 1 && state.Seq()+1 < first {
-			latest = p.Latest
-			state, err = Encoded{Snapshot: p, Body: body}.State()
+		h := heldSnapshot{Snapshot: p}
+		if h.state, err = loadSnapshot(r, p.At); err != nil && withoutKey(err) == nil {
+			return nil, &CorruptError{File: r.file, Seq: p.At, Err: err}
 		}
+		if h.state != nil {
+			body, err := EncodeState(h.state)
+			if err != nil {
+				return nil, err
+			}
+			h.body = sha256.Sum256(body)
+		}
+		held = append(held, h)
+	}
+	return held, nil
+}
+
+// verifySnapshots folds the records from first to last, or from the oldest snapshot where those before first are
+// retired, and holds each snapshot, and what was recorded of it, against that. What takes a key that is missing it
+// passes over, up to the next snapshot that can be read: it counts the events that it has not seen, and yields
+// the one from which on it has seen all.
+func (r *Reader) verifySnapshots(first, last turn.Seq) (unread uint64, from turn.Seq, err error) {
+	held, err := r.heldSnapshots()
+	if err != nil {
+		return 0, 0, err
+	}
+	if n := len(held); n > 0 && held[n-1].At > last {
+		return 0, 0, &CorruptError{File: r.file, Seq: held[n-1].At, Err: errors.New("a snapshot lies behind the end of the log")}
+	}
+	if n := len(held); first > 1 && (n == 0 || held[n-1].At+1 < first) {
+		return 0, 0, &CorruptError{File: r.file, Seq: first, Err: errors.New("the events before are retired and no snapshot covers them")}
+	}
+	begin := heldSnapshot{Snapshot: Snapshot{Latest: math.MinInt64}, state: turn.NewState()}
+	if first > 1 {
+		begin = nextReadable(held, first-1)
+	}
+	seen := first - 1
+	for ; begin.state != nil; begin = nextReadable(held, seen+1) {
+		if begin.At > seen {
+			unread, from = unread+uint64(begin.At-seen), begin.At+1
+		}
+		err := r.foldVerified(begin, held)
+		if withoutKey(err) == nil {
+			return unread, from, inFile(r.file, err)
+		}
+		seen = begin.state.Seq()
+	}
+	return unread + uint64(last-seen), last + 1, nil
+}
+
+// nextReadable is the first snapshot from at on that can be read; its state is nil where there is none.
+func nextReadable(held []heldSnapshot, at turn.Seq) heldSnapshot {
+	for _, h := range held {
+		if h.state != nil && h.At >= at {
+			return h
+		}
+	}
+	return heldSnapshot{}
+}
+
+// foldVerified folds the records behind begin into its state, and compares it with the snapshots there are.
+func (r *Reader) foldVerified(begin heldSnapshot, held []heldSnapshot) error {
+	s, latest := begin.state, begin.Latest
+	for rec, err := range r.Records(s.Seq() + 1) {
 		if err != nil {
-			return &CorruptError{File: r.file, Seq: p.At, Err: err}
+			return err
 		}
-	}
-	if state.Seq()+1 < first {
-		return &CorruptError{File: r.file, Seq: first, Err: errors.New("the events before are retired and no snapshot covers them")}
-	}
-	for rec, err := range r.Records(state.Seq() + 1) {
 		latest = max(latest, rec.Moment.Wall)
-		if err == nil {
-			err = foldVerified(state, rec, latest, stored)
+		if err := s.Fold(rec); err != nil {
+			return &CorruptError{Seq: rec.First, Err: err}
 		}
-		if err != nil {
-			return inFile(r.file, err)
+		for _, e := range rec.Events {
+			taken, ok := e.(turn.SnapshotTaken)
+			if i, there := findHeld(held, taken.At); ok && there && held[i].Digest != taken.Digest {
+				return &CorruptError{Seq: taken.At, Err: errors.New("the snapshot is not the one that was recorded")}
+			}
 		}
-	}
-	for at := range stored {
-		if at > state.Seq() {
-			return &CorruptError{File: r.file, Seq: at, Err: errors.New("a snapshot lies behind the end of the log")}
+		if i, there := findHeld(held, rec.Last()); there && held[i].state != nil {
+			if err := held[i].holds(s, latest); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// foldVerified folds rec, up to which no record is of after latest, into s, and compares s with the snapshot there
-// is at its end.
-func foldVerified(s *turn.State, rec turn.Record, latest int64, stored map[turn.Seq]Snapshot) error {
-	if err := s.Fold(rec); err != nil {
-		return &CorruptError{Seq: rec.First, Err: err}
-	}
-	for _, e := range rec.Events {
-		taken, ok := e.(turn.SnapshotTaken)
-		if p, there := stored[taken.At]; ok && there && p.Digest != taken.Digest {
-			return &CorruptError{Seq: taken.At, Err: errors.New("the snapshot is not the one that was recorded")}
-		}
-	}
-	p, there := stored[rec.Last()]
-	if !there {
-		return nil
-	}
+// holds says whether s is what h is said to be: the fold of the records before it, the latest of which is of latest.
+func (h *heldSnapshot) holds(s *turn.State, latest int64) error {
 	body, err := EncodeState(s)
 	switch {
 	case err != nil:
 		return err
-	case sha256.Sum256(body) != p.Digest:
-		return &CorruptError{Seq: p.At, Err: errors.New("the snapshot is not the fold of the records before it")}
-	case p.Latest != latest:
-		return &CorruptError{Seq: p.At, Err: errors.New("the snapshot does not say which of its records is the latest")}
+	case sha256.Sum256(body) != h.body:
+		return &CorruptError{Seq: h.At, Err: errors.New("the snapshot is not the fold of the records before it")}
+	case h.Latest != latest:
+		return &CorruptError{Seq: h.At, Err: errors.New("the snapshot does not say which of its records is the latest")}
 	}
 	return nil
+}
+
+func findHeld(held []heldSnapshot, at turn.Seq) (int, bool) {
+	return slices.BinarySearchFunc(held, at, func(h heldSnapshot, at turn.Seq) int { return cmp.Compare(h.At, at) })
 }

@@ -61,7 +61,12 @@ type Encoded struct {
 }
 
 // SnapshotWithin is the newest good snapshot of which all records are within b. Its At is 0 where there is none.
-func (l *Log) SnapshotWithin(b Bound) (Encoded, error) { return snapshotWithin(l, b, nil) }
+func (l *Log) SnapshotWithin(b Bound) (Encoded, error) {
+	return snapshotWithin(l, b, func(e Encoded) error {
+		_, err := openSnapshot(l.keys, e.At, e.Body)
+		return err
+	})
+}
 
 // snapshotWithin takes the newest snapshot that good, unless it is nil, does not refuse.
 func snapshotWithin(s source, b Bound, good func(Encoded) error) (e Encoded, err error) {
@@ -88,12 +93,16 @@ func snapshotWithin(s source, b Bound, good func(Encoded) error) (e Encoded, err
 	return Encoded{Passed: e.Passed}, nil
 }
 
-// State is the state in e, the empty one where At is 0.
-func (e Encoded) State() (*turn.State, error) {
+// State is the state in e, the empty one where At is 0. One that is sealed takes keys, which may be nil.
+func (e Encoded) State(keys *Keyring) (*turn.State, error) {
 	if e.At == 0 {
 		return turn.NewState(), nil
 	}
-	s, err := DecodeState(e.Body)
+	body, err := openSnapshot(keys, e.At, e.Body)
+	if err != nil {
+		return nil, err
+	}
+	s, err := DecodeState(body)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %d: %w", e.At, err)
 	}
@@ -109,7 +118,7 @@ func (e Encoded) State() (*turn.State, error) {
 func (r *Reader) StateWithin(b Bound, warn func(error)) (*turn.State, *turn.Record, error) {
 	state := turn.NewState()
 	e, err := snapshotWithin(r, b, func(e Encoded) (err error) {
-		state, err = e.State()
+		state, err = e.State(r.keys)
 		return err
 	})
 	if err != nil {

@@ -56,6 +56,8 @@ const (
 	KindSnapshotTaken  Kind = 38
 	KindRollbackFound  Kind = 40
 
+	KindSegmentForgotten Kind = 44
+	KindSegmentClosed    Kind = 45
 	KindRelaysChanged   Kind = 46
 	KindAttemptsRefused Kind = 47
 
@@ -418,6 +420,19 @@ type RollbackFound struct {
 	Epoch uint64   `cbor:"4,keyasint"` // the last one that was lost
 }
 
+// SegmentForgotten says that the key of an encrypted segment was erased: nobody can read its events any more.
+type SegmentForgotten struct {
+	Segment uint64 `cbor:"1,keyasint"`
+	First   Seq    `cbor:"2,keyasint"`
+	Last    Seq    `cbor:"3,keyasint"`
+	By      string `cbor:"4,keyasint"` // who had it erased
+}
+
+// SegmentClosed says that a segment takes no more records because of its age, though it has room.
+type SegmentClosed struct {
+	Segment uint64 `cbor:"1,keyasint"`
+}
+
 // ProgramAttached says that the XDP program was attached to an interface.
 type ProgramAttached struct {
 	Interface string   `cbor:"1,keyasint"`
@@ -481,6 +496,8 @@ func (PeerDisconnected) Kind() Kind    { return KindPeerDisconnected }
 func (SegmentRetired) Kind() Kind      { return KindSegmentRetired }
 func (SnapshotTaken) Kind() Kind       { return KindSnapshotTaken }
 func (RollbackFound) Kind() Kind       { return KindRollbackFound }
+func (SegmentForgotten) Kind() Kind    { return KindSegmentForgotten }
+func (SegmentClosed) Kind() Kind       { return KindSegmentClosed }
 func (ProgramAttached) Kind() Kind     { return KindProgramAttached }
 func (ProgramReplaced) Kind() Kind     { return KindProgramReplaced }
 func (DriftRepaired) Kind() Kind       { return KindDriftRepaired }

@@ -146,6 +146,7 @@ func (d *served) Drain(ctx context.Context, on bool) error {
 // needRestart are the settings that are bound to sockets, files and the process. A restart costs no call.
 var needRestart = map[string]bool{
 	"listen": true, "data": true, "admin-socket": true, "metrics": true, "log.format": true,
+	"log.privacy": true, "log.forget-age": true, "log.usernames": true,
 	"limits.max-bandwidth": true,
 	"kernel.mode":          true, "kernel.interfaces": true, "kernel.xdp": true, "kernel.instance": true, "kernel.max-channels": true,
 	"proxy-protocol-from": true, "limits.max-streams": true, "limits.max-idle-streams": true,

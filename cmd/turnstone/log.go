@@ -94,7 +94,7 @@ func logTail(o *options) *cobra.Command {
 				return err
 			}
 			from := st.Seq + 1 - min(turn.Seq(last), st.Seq)
-			err = writeEvents(cmd, o.format, decodeEach(client.Raw(cmd.Context(), from, true)), func(r turn.Record, i int) (bool, bool) {
+			err = writeEvents(cmd, o.format, decodeEach(client.Raw(cmd.Context(), from, true), client.Keys(cmd.Context())), func(r turn.Record, i int) (bool, bool) {
 				return r.First+turn.Seq(i) >= from, true
 			}, true)
 			if cmd.Context().Err() != nil {
@@ -110,12 +110,12 @@ func logTail(o *options) *cobra.Command {
 }
 
 // decodeEach decodes records one by one, as they come.
-func decodeEach(raw iter.Seq2[[]byte, error]) iter.Seq2[turn.Record, error] {
+func decodeEach(raw iter.Seq2[[]byte, error], keys *store.Keyring) iter.Seq2[turn.Record, error] {
 	return func(yield func(turn.Record, error) bool) {
 		for b, err := range raw {
 			var r turn.Record
 			if err == nil {
-				r, err = store.Decode(b)
+				r, err = store.Decode(b, keys)
 			}
 			if !yield(r, err) || err != nil {
 				return

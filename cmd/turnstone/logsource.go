@@ -47,6 +47,9 @@ func (o *options) openLog(ctx context.Context) (*logSource, error) {
 	if err != nil {
 		return nil, aboutFile(file, err)
 	}
+	if o.keys != "" {
+		reader.UseKeys(store.NewKeyring(o.keys))
+	}
 	return &logSource{reader: reader}, nil
 }
 
@@ -58,7 +61,15 @@ func (s *logSource) raw(ctx context.Context, from turn.Seq) iter.Seq2[[]byte, er
 }
 
 func (s *logSource) records(ctx context.Context, from turn.Seq) iter.Seq2[turn.Record, error] {
-	return store.Decoded(s.raw(ctx, from))
+	return store.Decoded(s.raw(ctx, from), s.keys(ctx))
+}
+
+// keys are those of encrypted segments: the daemon's, or what the file is read with.
+func (s *logSource) keys(ctx context.Context) *store.Keyring {
+	if s.client != nil {
+		return s.client.Keys(ctx)
+	}
+	return s.reader.Keys()
 }
 
 func (s *logSource) stat(ctx context.Context) (store.Stat, error) {

@@ -101,6 +101,7 @@ type options struct {
 	data   string
 	socket string
 	db     string
+	keys   string
 	kernel string
 	cause  func() string
 }
@@ -178,6 +179,7 @@ func (o *options) kernelFlags(cmd *cobra.Command) {
 func (o *options) logFlags(cmd *cobra.Command) {
 	o.daemonFlags(cmd)
 	cmd.Flags().StringVar(&o.db, "db", "", "Read this `FILE`, a copy of a log's, and ask no daemon.")
+	cmd.Flags().StringVar(&o.keys, "keys", "", "`DIR` of the keys of encrypted segments, where a file is read; default: keys beside the file.")
 }
 
 // located is where flags, environment, file and defaults put data and socket.

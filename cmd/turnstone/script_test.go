@@ -276,7 +276,7 @@ func awaitLog(ts *testscript.TestScript, _ bool, args []string) {
 	client := admin.NewClient(filepath.Join(ts.MkAbs(args[0]), "admin.sock"))
 	until(ts, "await "+args[1], func() bool {
 		n := 0
-		for rec, err := range store.Decoded(client.Raw(context.Background(), 1, false)) {
+		for rec, err := range store.Decoded(client.Raw(context.Background(), 1, false), client.Keys(context.Background())) {
 			ts.Check(err)
 			for _, e := range rec.Events {
 				if strings.Contains(fmt.Sprintf("%T", e), args[1]) {

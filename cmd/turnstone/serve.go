@@ -79,7 +79,7 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	if d.clock, err = relay.HostClock(); err != nil {
 		return err
 	}
-	if d.store, err = store.Open(r.Data, store.Options{}); err != nil {
+	if d.store, err = store.Open(r.Data, store.Options{Encrypt: r.Encrypt, ForgetAge: r.ForgetAge}); err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
 	defer func() { err = errors.Join(err, d.store.Close()) }()

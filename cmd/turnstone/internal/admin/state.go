@@ -97,11 +97,12 @@ func (c *Client) StateWithin(ctx context.Context, b store.Bound, warn func(error
 	for _, err := range e.Passed {
 		warn(err)
 	}
-	state, err := e.State()
+	keys := c.Keys(ctx)
+	state, err := e.State(keys)
 	if err != nil {
 		return nil, nil, err
 	}
-	next, err := store.FoldWithin(state, store.Decoded(readStream(body)), b)
+	next, err := store.FoldWithin(state, store.Decoded(readStream(body), keys), b)
 	return state, next, err
 }
 

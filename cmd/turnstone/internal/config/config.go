@@ -100,10 +100,14 @@ type TLS struct {
 	Key  []string `toml:"key" flag:"key" arg:"FILE" env:"KEY" doc:"Files with the private keys, PEM, in the same order. Default: the files of the certificates."`
 }
 
-// Log says what is logged on stderr.
+// Log says what is logged on stderr, and how the event log is kept.
 type Log struct {
 	Level  string `toml:"level" flag:"log-level" arg:"LEVEL" env:"LOG_LEVEL" doc:"trace, debug, info, warn or error."`
 	Format string `toml:"format" flag:"log-format" arg:"FORMAT" env:"LOG_FORMAT" doc:"json, console, or auto: console on a terminal."`
+
+	Privacy   string   `toml:"privacy" flag:"log-privacy" arg:"FORM" env:"LOG_PRIVACY" doc:"How events about clients are kept in the event log: plain, or encrypted, each segment under a key of its own in the data directory, so that it can be forgotten. See docs/privacy.md."`
+	ForgetAge Duration `toml:"forget-age" flag:"log-forget-age" arg:"DURATION" env:"LOG_FORGET_AGE" doc:"Age at which the keys of encrypted segments are erased, so that nobody can read them any more; unlimited for only when turnstone log forget says so."`
+	Usernames string   `toml:"usernames" flag:"log-usernames" arg:"FORM" env:"LOG_USERNAMES" doc:"How users are named in the event log and in all output: plain, or hashed, by a pseudonym that takes a key in the data directory to be found from a name."`
 }
 
 // Duration is a time.Duration that is written 10m, 1h30m, or unlimited, which is negative.
@@ -159,7 +163,7 @@ func Default() Config {
 		},
 		Peers:  Peers{Connections: "on"},
 		Kernel: Kernel{Mode: "auto", XDP: "auto", Instance: "default", MaxChannels: 16384},
-		Log:    Log{Level: "info", Format: "auto"},
+		Log:    Log{Level: "info", Format: "auto", Privacy: "plain", ForgetAge: -1, Usernames: "plain"},
 	}
 }
 

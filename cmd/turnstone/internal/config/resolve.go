@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/users"
@@ -41,6 +42,9 @@ type Resolved struct {
 	Kernel       Kernel
 	Level        zerolog.Level
 	LogFormat    string
+	Encrypt      bool          // the event log
+	ForgetAge    time.Duration // of encrypted segments, 0 for any
+	HashNames    bool          // users are named by pseudonyms
 
 	Hook           Hook
 	UsersFile      string         // empty for none
@@ -124,6 +128,7 @@ func (c *Config) resolve(h host) (Resolved, error) {
 	c.checkKernel(&p)
 	p.check("log.level", oneOf(c.Log.Level, levels...))
 	p.check("log.format", oneOf(c.Log.Format, "auto", "json", "console"))
+	c.privacy(&r, &p)
 	if err := errors.Join(p...); err != nil {
 		return r, err
 	}
