@@ -199,3 +199,27 @@ func (l *Log) dropSnapshots() error {
 	}
 	return err
 }
+
+// Span is the sequences of the first and the last event there are, 0 for none.
+func (l *Log) Span() (first, last turn.Seq, err error) { return spanOf(l) }
+
+// Span is the sequences of the first and the last event there are, 0 for none.
+func (r *Reader) Span() (first, last turn.Seq, err error) { return spanOf(r) }
+
+func spanOf(s source) (first, last turn.Seq, err error) {
+	list, err := segmentsOf(s)
+	if err != nil || len(list) == 0 {
+		return 0, 0, err
+	}
+	err = s.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(migrations.Segments).Bucket(key(list[len(list)-1].number))
+		if b == nil {
+			return fmt.Errorf("read the last segment: %w", ErrRetired)
+		}
+		if k, v := b.Cursor().Last(); len(k) == 8 {
+			last = lastOf(k, v)
+		}
+		return nil
+	})
+	return list[0].begin.next(), last, err
+}

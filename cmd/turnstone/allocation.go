@@ -203,9 +203,10 @@ func (o *options) allocations(ctx context.Context) ([]admin.Allocation, error) {
 	return describeAll(s, s.Moment()), nil
 }
 
-// state folds the whole log.
+// state is the fold of the whole log.
 func (s *logSource) state(ctx context.Context) (*turn.State, error) {
-	return store.StateAt(s.records(ctx, 1), func(turn.Record) bool { return true })
+	state, _, err := s.stateWithin(ctx, store.Everything(), func(error) {})
+	return state, err
 }
 
 func describeAll(s *turn.State, m turn.Moment) []admin.Allocation {

@@ -11,6 +11,7 @@ import (
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/kernel"
+	"turnstone/store"
 	"turnstone/turn"
 
 	"github.com/spf13/cobra"
@@ -174,7 +175,7 @@ func (o *options) kernelDiff(ctx context.Context) ([]kernel.Difference, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, _, err := source.stateAt(ctx, func(turn.Record) bool { return true })
+	s, _, err := source.stateWithin(ctx, store.Everything(), func(error) {})
 	if err != nil {
 		return nil, err
 	}

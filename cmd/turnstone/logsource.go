@@ -72,6 +72,14 @@ func (s *logSource) keys(ctx context.Context) *store.Keyring {
 	return s.reader.Keys()
 }
 
+// span is the sequences of the first and the last event there are, 0 for none.
+func (s *logSource) span(ctx context.Context) (first, last turn.Seq, err error) {
+	if s.client != nil {
+		return s.client.LogSpan(ctx)
+	}
+	return s.reader.Span()
+}
+
 func (s *logSource) stat(ctx context.Context) (store.Stat, error) {
 	if s.client != nil {
 		return s.client.LogStat(ctx)

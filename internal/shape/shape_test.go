@@ -85,7 +85,8 @@ func TestShapeIsRealistic(t *testing.T) {
 		turn.KindAllocationCreated: 15_000, turn.KindAllocationRefreshed: 3000, turn.KindAllocationDeleted: 10_000,
 		turn.KindAllocationExpired: 2000, turn.KindPermissionInstalled: 30_000, turn.KindPermissionExpired: 5000,
 		turn.KindChannelBound: 15_000, turn.KindUsageRecorded: 15_000, turn.KindAttemptsRefused: 10,
-		turn.KindServerStarted: 4, turn.KindClockWentBack: 1,
+		turn.KindServerStarted: 4, turn.KindClockWentBack: 1, turn.KindAllocationMoved: 100, turn.KindFiveTupleLeft: 100,
+		turn.KindReservationMade: 20, turn.KindReservationExpired: 20,
 	} {
 		if kinds[k] < least {
 			t.Errorf("%d events of kind %d, want at least %d", kinds[k], k, least)

@@ -23,8 +23,10 @@ type call struct {
 	bound int              // channels
 	path  turn.Path
 
-	permit, bind, refresh, usage, end time.Duration // when each is due
-	vanishes                          bool          // it ends without a word
+	permit, bind, refresh, usage, move, end time.Duration // when each is due
+	vanishes                                bool          // it ends without a word
+	mobile, pair                            bool          // it moves once; it reserves the next port
+	old                                     turn.FiveTuple
 	begun                             time.Duration
 	rate                              uint64 // packets a second
 }
@@ -88,6 +90,7 @@ func (c *Calls) invite() *call {
 			k.peers = append(k.peers, p)
 		}
 	}
+	k.mobile, k.pair = c.rng.IntN(32) == 0, c.rng.IntN(64) == 0
 	if c.rng.IntN(10) > 0 {
 		k.bound = min(1+c.rng.IntN(5)/4, len(k.peers))
 	}
@@ -184,11 +187,21 @@ func (c *Calls) taken(list []netip.AddrPort) bool {
 func (c *Calls) allocate(k *call) {
 	c.last++
 	k.id = c.last
+	tx := c.transaction()
 	c.add(turn.AllocationCreated{
-		Allocation: k.id, Tx: c.transaction(), FiveTuple: k.tuple, Relayed: k.relay, Transport: 17,
+		Allocation: k.id, Tx: tx, FiveTuple: k.tuple, Relayed: k.relay, Transport: 17,
 		Username: k.user, Realm: "example.org", Lifetime: uint32(lifetime / time.Second),
 	})
-	k.permit, k.bind, k.refresh, k.usage = never, never, c.elapsed+refreshAgain, c.elapsed+usageAgain
+	k.permit, k.bind, k.refresh, k.usage, k.move = never, never, c.elapsed+refreshAgain, c.elapsed+usageAgain, never
+	if k.mobile {
+		c.add(turn.TicketIssued{Allocation: k.id, Tx: tx})
+		k.move = c.elapsed + (k.end-c.elapsed)/2
+	}
+	if next := netip.AddrPortFrom(k.relay[0].Addr(), k.relay[0].Port()+1); k.pair && next.Port()%2 == 1 && c.state.ByRelayed(next) == nil && c.state.Reserved(next) == nil {
+		e := turn.ReservationMade{Allocation: k.id, Tx: tx, Relayed: next, Lifetime: 30}
+		copy(e.Token[:], tx[4:])
+		c.add(e)
+	}
 	k.stage, k.at = permitting, c.soon()
 }
 
@@ -208,12 +221,33 @@ func (c *Calls) run(k *call) {
 	case k.usage <= c.elapsed:
 		c.use(k)
 		k.usage = c.elapsed + usageAgain
+	case k.move <= c.elapsed:
+		c.move(k)
 	}
 	k.at = k.next()
 }
 
 // next is when the next thing of a running call is due.
-func (k *call) next() time.Duration { return min(k.permit, k.bind, k.refresh, k.usage, k.end) }
+func (k *call) next() time.Duration { return min(k.permit, k.bind, k.refresh, k.usage, k.move, k.end) }
+
+// move has the client of a mobile call come from elsewhere, and a second later send from there.
+func (c *Calls) move(k *call) {
+	if k.old.Client.IsValid() {
+		c.add(turn.FiveTupleLeft{Allocation: k.id, FiveTuple: k.old, Reason: turn.ReasonMoved})
+		k.move = never
+		return
+	}
+	to := k.tuple
+	to.Client = netip.AddrPortFrom(c.client(to.Client.Addr().Is6()), uint16(1024+c.rng.IntN(64_000)))
+	if c.state.ByFiveTuple(to) != nil {
+		k.move = never
+		return
+	}
+	tx := c.transaction()
+	c.add(turn.AllocationMoved{Allocation: k.id, Tx: tx, FiveTuple: to, Ticket: 2})
+	c.add(turn.AllocationRefreshed{Allocation: k.id, Tx: tx, Lifetime: uint32(lifetime / time.Second)})
+	k.old, k.tuple, k.move = k.tuple, to, c.elapsed+time.Second
+}
 
 // permit installs the permissions, all by one request.
 func (c *Calls) permit(k *call) {

@@ -50,6 +50,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("GET /v1/log/records", s.logRecords)
 	mux.HandleFunc("GET /v1/log/state", s.logState)
 	mux.HandleFunc("GET /v1/log/keys/{segment}", s.segmentKey)
+	mux.HandleFunc("GET /v1/log/span", s.logSpan)
 	mux.HandleFunc("POST /v1/reload", s.reload)
 	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, struct{}{}, s.daemon.Drain(r.Context(), r.FormValue("on") != "false"))

@@ -51,6 +51,23 @@ func (s *Server) logState(w http.ResponseWriter, r *http.Request) {
 	_ = writeEnd(w)
 }
 
+// logSpan is the sequences that a log holds.
+type logSpan struct {
+	First turn.Seq `json:"first"`
+	Last  turn.Seq `json:"last"`
+}
+
+func (s *Server) logSpan(w http.ResponseWriter, _ *http.Request) {
+	first, last, err := s.log.Span()
+	reply(w, logSpan{first, last}, err)
+}
+
+// LogSpan is the sequences of the first and the last event of the daemon's log, 0 for none.
+func (c *Client) LogSpan(ctx context.Context) (first, last turn.Seq, err error) {
+	span, err := call[logSpan](ctx, c, http.MethodGet, "/v1/log/span")
+	return span.First, span.Last, err
+}
+
 func sendState(w io.Writer, l *store.Log, e store.Encoded, b store.Bound) error {
 	head := stateHead{At: e.At, Size: len(e.Body), Passed: []string{}}
 	for _, err := range e.Passed {

@@ -29,7 +29,7 @@ func fieldColumns(v reflect.Value, prefix string, p place) []column {
 	var out []column
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
-		if !shown(f.Tag.Get("table"), p) {
+		if !f.IsExported() || !shown(f.Tag.Get("table"), p) {
 			continue
 		}
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")

@@ -271,6 +271,9 @@ func addresses(list [2]netip.AddrPort) string {
 	return text
 }
 
+// Follows says whether c is only the end of what was counted for an allocation.
+func (c Change) Follows() bool { return c.What == removed && c.Thing == Usage }
+
 // String is c for people who know the day.
 func (c Change) String() string {
 	var b strings.Builder
@@ -341,11 +344,8 @@ func Compare(before, after *turn.State, f Filter) []Change {
 
 // compareReservations is compare for what belongs to no allocation.
 func compareReservations(before, after []item, f Filter) (out []Change) {
-	if f.Allocation != 0 || f.Client.set() {
-		return nil
-	}
 	for _, c := range compare(before, after, owner{}, f) {
-		if f.takesUser(c.Username) {
+		if f.TakesReservation(c.Username) {
 			out = append(out, c)
 		}
 	}

@@ -59,6 +59,11 @@ func (f Filter) Takes(a *turn.Allocation) bool {
 		(f.Channel == 0 || a.Channel(f.Channel) != nil)
 }
 
+// TakesReservation says whether a reservation of a user is of interest: it belongs to no allocation, client or peer.
+func (f Filter) TakesReservation(user string) bool {
+	return f.Allocation == 0 && !f.Client.set() && !f.Peer.set() && f.Channel == 0 && f.takesUser(user)
+}
+
 // takesOwner is Takes without what the allocation holds.
 func (f Filter) takesOwner(a *turn.Allocation) bool {
 	return (f.Allocation == 0 || a.ID == f.Allocation) &&
