@@ -27,8 +27,8 @@ type call struct {
 	vanishes                                bool          // it ends without a word
 	mobile, pair                            bool          // it moves once; it reserves the next port
 	old                                     turn.FiveTuple
-	begun                             time.Duration
-	rate                              uint64 // packets a second
+	begun                                   time.Duration
+	rate                                    uint64 // packets a second
 }
 
 type stage int
