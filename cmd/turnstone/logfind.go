@@ -51,7 +51,7 @@ func (s *logSource) created(ctx context.Context, id turn.AllocationID) (turn.Seq
 // nextCreated is the first allocation that was made at or after from, and where. It is 0 where none was in a record that begins
 // at or before until.
 func (s *logSource) nextCreated(ctx context.Context, from, until turn.Seq) (turn.Seq, turn.AllocationID, error) {
-	for r, err := range decodeEach(s.raw(ctx, from)) {
+	for r, err := range decodeEach(s.raw(ctx, from), s.keys(ctx)) {
 		if err != nil {
 			return 0, 0, err
 		}
