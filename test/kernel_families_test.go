@@ -4,9 +4,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"testing"
 
 	"github.com/pion/stun/v3"
+	"golang.org/x/sys/unix"
 )
 
 const attrAdditionalFamily stun.AttrType = 0x8000
@@ -95,5 +97,72 @@ func TestICMPErrorsOfWhatTheKernelRelayed(t *testing.T) {
 	v, err := m.Get(attrICMP)
 	if got, want := hex.EncodeToString(v), "0000060300000000"; err != nil || got != want {
 		t.Errorf("got ICMP %s, %v, want %s", got, err, want)
+	}
+}
+
+// TestKernelKeepsDontFragment looks at what is on the wire of a channel that the kernel relays: what comes with DF leaves with it, and what
+// comes without leaves without; a Send indication with DONT-FRAGMENT, which userspace relays beside it, leaves with it.
+func TestKernelKeepsDontFragment(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	c := newClient(t, l.clients, labClient4+":5001", labServer4+":3478")
+	relayed := relayedIn(c.must(c.request(stun.MethodAllocate, transport(), dontFragment)))
+	at := addr(labPeer4 + ":6001")
+	peer := l.peer.listen(at)
+	c.bind(0x4001, at)
+	d.offloaded(4)
+	toPeer, toClient := l.peer.tap(at.Addr()), l.clients.tap(addr(labClient4+":0").Addr())
+	const n = 10
+	before := d.kernel()
+	for i := range n {
+		df := i%2 == 0
+		for _, conn := range []*net.UDPConn{c.conn.(*net.UDPConn), peer} {
+			setDF(t, conn, df)
+		}
+		c.sendChannel(0x4001, make([]byte, 100+i))
+		if length, got := toPeer.next(); length != 100+i || got != df {
+			t.Fatalf("the peer got %d bytes with DF %t, want %d with DF %t", length, got, 100+i, df)
+		}
+		c.indicate(at, make([]byte, 300+i), dontFragment)
+		if length, got := toPeer.next(); length != 300+i || !got {
+			t.Fatalf("the peer got %d bytes with DF %t of an indication, want %d with DF", length, got, 300+i)
+		}
+		if _, err := peer.WriteToUDPAddrPort(make([]byte, 200+i), relayed); err != nil {
+			t.Fatal(err)
+		}
+		for length, got := toClient.next(); length != 204+i; length, got = toClient.next() {
+			if length < 200 {
+				continue // an answer of before
+			}
+			t.Fatalf("the client got %d bytes with DF %t, want %d with DF %t", length, got, 204+i, df)
+		}
+	}
+	after, user := d.kernel(), d.status()
+	for _, v := range []string{"to-peer", "to-client"} {
+		if got := after.packets(v) - before.packets(v); got != n {
+			t.Errorf("the kernel relayed %d packets %s, want %d", got, v, n)
+		}
+	}
+	if user.ToPeer.Packets != n || user.ToClient.Packets != 0 {
+		t.Errorf("userspace relayed %+v, want the %d indications", user, n)
+	}
+	d.wantSound()
+}
+
+// setDF has what is sent on conn leave with DF, or without.
+func setDF(t *testing.T, conn *net.UDPConn, df bool) {
+	t.Helper()
+	how := unix.IP_PMTUDISC_DONT
+	if df {
+		how = unix.IP_PMTUDISC_DO
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_MTU_DISCOVER, how) })
+	if err := errors.Join(err, failed); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -13,7 +13,7 @@ func moving(who *caller, bring func(*core, []byte) []byte) func(*core) *answerSe
 var rfc8016 = []requirement{
 	{
 		section: "3", text: "An allocation follows its client to another address.",
-		by: "turn:move turn/relay:Server.arrive", tests: "turn:TestTranscripts/mobility turn/relay:TestClientMoves turn/relay:TestClientMovesBetweenTransports turn/relay:TestMovesOutliveTheServer",
+		by: "turn:move turn/relay:Server.arrive", tests: "turn:TestTranscripts/mobility turn/relay:TestClientMoves turn/relay:TestClientMovesBetweenTransports turn/relay:TestMovesOutliveTheServer test:TestKernelFollowsAMobileClient",
 	},
 	{
 		section: "3.1.2", text: "Where mobility is not to be, an Allocate that asks for it is refused.",
@@ -77,7 +77,7 @@ var rfc8016 = []requirement{
 	},
 	{
 		section: "3.2.2", text: "The old five-tuple holds until data comes from the new one.",
-		by: "turn:Arrive turn:State.left turn/relay:Server.arrive", tests: "turn:TestTranscripts/mobility turn:TestLaws turn/relay:TestClientMoves turn/relay:TestSendIndicationArrives",
+		by: "turn:Arrive turn:State.left turn/relay:Server.arrive kernel:toPeer kernel:toClient", tests: "turn:TestTranscripts/mobility turn:TestLaws turn/relay:TestClientMoves turn/relay:TestSendIndicationArrives kernel:TestFlowsGoWithTheirClient test:TestKernelFollowsAMobileClient test:TestKernelLosesNothingOfAClientThatMoves",
 	},
 	{
 		section: "3.3", text: "A ticket is encrypted and cannot be forged, and says nothing to its client.",
