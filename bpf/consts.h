@@ -32,10 +32,12 @@ enum verdict {
 	VERDICT_TO_CHANNEL, /* a channel of one allocation to a channel of another */
 
 	/* Dropped. */
-	VERDICT_DROP_TTL,   /* TTL or hop limit used up */
-	VERDICT_DROP_METER, /* over the allocation's cap */
-	VERDICT_DROP_AWAY,  /* nobody listens: the daemon is being restarted */
-	VERDICT_ABORTED,    /* failed after the first write */
+	VERDICT_DROP_TTL,	  /* TTL or hop limit used up */
+	VERDICT_DROP_METER,	  /* over the allocation's cap */
+	VERDICT_DROP_METER_USER,  /* over its user's */
+	VERDICT_DROP_METER_TOTAL, /* over that of all allocations */
+	VERDICT_DROP_AWAY,	  /* nobody listens: the daemon is being restarted */
+	VERDICT_ABORTED,	  /* failed after the first write */
 
 	/* Passed up, untouched. */
 	VERDICT_NOT_OURS,      /* not UDP, or not to a port of ours */

@@ -42,6 +42,15 @@ enum flow_kind {
 	FLOW_GUARD = 3,	    /* a local address that lives: remote and channel are zero */
 };
 
+/* What meters are for, the narrowest first. */
+enum scope {
+	SCOPE_ALLOCATION = 0,
+	SCOPE_USER,
+	SCOPE_TOTAL,
+
+	SCOPES,
+};
+
 /* The peer is a relayed address of this relay: its allocation's record says where to. */
 #define FLOW_LOCAL_PEER 1
 
@@ -69,7 +78,7 @@ struct flow {
 	__u8 out_channel[2];
 	__u16 mtu;     /* of the path, 0: that of the next hop */
 	__u32 gateway; /* index of gateways */
-	__u32 meter;   /* index of meters, 0 for none */
+	__u32 meter;   /* of its allocation: index of meters, 0 for none */
 	__u16 in_sum;  /* of the addresses it arrives with */
 	__u16 out_sum; /* of the addresses it leaves with */
 	__u16 delta;   /* what leaves less what arrives: addresses, ports, channel numbers */
@@ -105,12 +114,13 @@ struct next_hop {
 };
 _Static_assert(sizeof(struct next_hop) == 32, "next_hop");
 
-/* A generic cell rate algorithm in one word, for an allocation and direction. */
+/* A generic cell rate algorithm in one word, for one direction. */
 struct meter {
 	__u64 full;  /* when the bucket is full again: boot time, ns */
 	__u64 cost;  /* ns a byte, 16.16 fixed point; 0: no cap */
 	__u64 burst; /* ns */
-	__u64 zero;
+	__u32 wider; /* the meter of the next scope, 0 for none */
+	__u32 zero;
 };
 _Static_assert(sizeof(struct meter) == 32, "meter");
 

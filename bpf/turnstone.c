@@ -37,12 +37,8 @@ static __always_inline struct counter *usage_of(__u32 slot)
 }
 
 /* Takes bytes from a meter, which all CPUs and user space share. False where they are too many. */
-static __always_inline bool within(__u32 index, __u32 bytes, __u64 now)
+static __always_inline bool within(struct meter *m, __u32 bytes, __u64 now)
 {
-	struct meter *m = index ? bpf_map_lookup_elem(&meters, &index) : NULL;
-
-	if (!m || !m->cost)
-		return true;
 	__u64 cost = bytes * m->cost >> 16;
 
 #pragma unroll
@@ -57,6 +53,41 @@ static __always_inline bool within(__u32 index, __u32 bytes, __u64 now)
 	}
 	__sync_fetch_and_add(&m->full, cost);
 	return true;
+}
+
+/*
+ * Takes bytes from a meter and those of the wider scopes, and yields the scope for which they are
+ * too many, SCOPES for none. What was taken by then stays taken, as in user space. The verifier
+ * looks at it once, not for each packet that comes to it.
+ */
+__noinline int over(__u32 index, __u32 bytes, __u64 now)
+{
+	for (int scope = SCOPE_ALLOCATION; scope < SCOPES; scope++) {
+		struct meter *m = index ? bpf_map_lookup_elem(&meters, &index) : NULL;
+
+		if (!m)
+			break;
+		if (m->cost && !within(m, bytes, now))
+			return scope;
+		index = m->wider;
+	}
+	return SCOPES;
+}
+
+/* Whether the caps of a flow allow a packet, VERDICTS where they do. */
+static __always_inline enum verdict metered(const struct flow *f, __u32 bytes, __u64 now)
+{
+	if (!f->meter)
+		return VERDICTS;
+	switch (over(f->meter, bytes, now)) {
+	case SCOPE_ALLOCATION:
+		return VERDICT_DROP_METER;
+	case SCOPE_USER:
+		return VERDICT_DROP_METER_USER;
+	case SCOPE_TOTAL:
+		return VERDICT_DROP_METER_TOTAL;
+	}
+	return VERDICTS;
 }
 
 /* The record a reference names, NULL where it is another's. */
@@ -301,9 +332,11 @@ static __always_inline enum verdict relay(struct xdp_md *ctx, struct packet *p, 
 		return VERDICT_BUFFERS;
 	if (p->ttl <= 1)
 		return VERDICT_DROP_TTL;
-	if (!within(f->meter, p->payload, now) ||
-	    (second && !within(second->meter, p->payload, now)))
-		return VERDICT_DROP_METER;
+	v = metered(f, p->payload, now);
+	if (v == VERDICTS && second)
+		v = metered(second, p->payload, now);
+	if (v != VERDICTS)
+		return v;
 	struct counter *u = usage_of(second ? second_slot : slot);
 
 	if (!u)
@@ -424,7 +457,7 @@ int turnstone(struct xdp_md *ctx)
 	}
 	if (v >= VERDICTS) /* never: for the verifier */
 		return XDP_PASS;
-	count(c, v, v <= VERDICT_DROP_METER ? p.payload : 0);
+	count(c, v, v <= VERDICT_DROP_METER_TOTAL ? p.payload : 0);
 	if (v <= VERDICT_TO_CHANNEL)
 		return action;
 	if (v == VERDICT_ABORTED)

@@ -23,7 +23,7 @@ type TurnstoneCpu struct {
 	_        structs.HostLayout
 	Tick     uint64
 	Now      uint64
-	Verdicts [25]TurnstoneCounter
+	Verdicts [27]TurnstoneCounter
 }
 
 type TurnstoneFlow struct {
@@ -96,7 +96,8 @@ type TurnstoneMeter struct {
 	Full  uint64
 	Cost  uint64
 	Burst uint64
-	Zero  uint64
+	Wider uint32
+	Zero  uint32
 }
 
 type TurnstoneNextHop struct {
@@ -140,32 +141,34 @@ type TurnstoneSlotRef struct {
 type TurnstoneVerdict uint32
 
 const (
-	TurnstoneVerdictVERDICT_TO_PEER       TurnstoneVerdict = 0
-	TurnstoneVerdictVERDICT_TO_CLIENT     TurnstoneVerdict = 1
-	TurnstoneVerdictVERDICT_TO_CHANNEL    TurnstoneVerdict = 2
-	TurnstoneVerdictVERDICT_DROP_TTL      TurnstoneVerdict = 3
-	TurnstoneVerdictVERDICT_DROP_METER    TurnstoneVerdict = 4
-	TurnstoneVerdictVERDICT_DROP_AWAY     TurnstoneVerdict = 5
-	TurnstoneVerdictVERDICT_ABORTED       TurnstoneVerdict = 6
-	TurnstoneVerdictVERDICT_NOT_OURS      TurnstoneVerdict = 7
-	TurnstoneVerdictVERDICT_OPTIONS       TurnstoneVerdict = 8
-	TurnstoneVerdictVERDICT_FRAGMENT      TurnstoneVerdict = 9
-	TurnstoneVerdictVERDICT_LENGTH        TurnstoneVerdict = 10
-	TurnstoneVerdictVERDICT_MAC           TurnstoneVerdict = 11
-	TurnstoneVerdictVERDICT_STUN          TurnstoneVerdict = 12
-	TurnstoneVerdictVERDICT_CHANNEL_DATA  TurnstoneVerdict = 13
-	TurnstoneVerdictVERDICT_MISS          TurnstoneVerdict = 14
-	TurnstoneVerdictVERDICT_STALE         TurnstoneVerdict = 15
-	TurnstoneVerdictVERDICT_VLAN          TurnstoneVerdict = 16
-	TurnstoneVerdictVERDICT_EXPIRED       TurnstoneVerdict = 17
-	TurnstoneVerdictVERDICT_IP_CHECKSUM   TurnstoneVerdict = 18
-	TurnstoneVerdictVERDICT_NO_CHECKSUM   TurnstoneVerdict = 19
-	TurnstoneVerdictVERDICT_HALF_CHECKSUM TurnstoneVerdict = 20
-	TurnstoneVerdictVERDICT_NEXT_HOP      TurnstoneVerdict = 21
-	TurnstoneVerdictVERDICT_MTU           TurnstoneVerdict = 22
-	TurnstoneVerdictVERDICT_BUFFERS       TurnstoneVerdict = 23
-	TurnstoneVerdictVERDICT_HEADROOM      TurnstoneVerdict = 24
-	TurnstoneVerdictVERDICTS              TurnstoneVerdict = 25
+	TurnstoneVerdictVERDICT_TO_PEER          TurnstoneVerdict = 0
+	TurnstoneVerdictVERDICT_TO_CLIENT        TurnstoneVerdict = 1
+	TurnstoneVerdictVERDICT_TO_CHANNEL       TurnstoneVerdict = 2
+	TurnstoneVerdictVERDICT_DROP_TTL         TurnstoneVerdict = 3
+	TurnstoneVerdictVERDICT_DROP_METER       TurnstoneVerdict = 4
+	TurnstoneVerdictVERDICT_DROP_METER_USER  TurnstoneVerdict = 5
+	TurnstoneVerdictVERDICT_DROP_METER_TOTAL TurnstoneVerdict = 6
+	TurnstoneVerdictVERDICT_DROP_AWAY        TurnstoneVerdict = 7
+	TurnstoneVerdictVERDICT_ABORTED          TurnstoneVerdict = 8
+	TurnstoneVerdictVERDICT_NOT_OURS         TurnstoneVerdict = 9
+	TurnstoneVerdictVERDICT_OPTIONS          TurnstoneVerdict = 10
+	TurnstoneVerdictVERDICT_FRAGMENT         TurnstoneVerdict = 11
+	TurnstoneVerdictVERDICT_LENGTH           TurnstoneVerdict = 12
+	TurnstoneVerdictVERDICT_MAC              TurnstoneVerdict = 13
+	TurnstoneVerdictVERDICT_STUN             TurnstoneVerdict = 14
+	TurnstoneVerdictVERDICT_CHANNEL_DATA     TurnstoneVerdict = 15
+	TurnstoneVerdictVERDICT_MISS             TurnstoneVerdict = 16
+	TurnstoneVerdictVERDICT_STALE            TurnstoneVerdict = 17
+	TurnstoneVerdictVERDICT_VLAN             TurnstoneVerdict = 18
+	TurnstoneVerdictVERDICT_EXPIRED          TurnstoneVerdict = 19
+	TurnstoneVerdictVERDICT_IP_CHECKSUM      TurnstoneVerdict = 20
+	TurnstoneVerdictVERDICT_NO_CHECKSUM      TurnstoneVerdict = 21
+	TurnstoneVerdictVERDICT_HALF_CHECKSUM    TurnstoneVerdict = 22
+	TurnstoneVerdictVERDICT_NEXT_HOP         TurnstoneVerdict = 23
+	TurnstoneVerdictVERDICT_MTU              TurnstoneVerdict = 24
+	TurnstoneVerdictVERDICT_BUFFERS          TurnstoneVerdict = 25
+	TurnstoneVerdictVERDICT_HEADROOM         TurnstoneVerdict = 26
+	TurnstoneVerdictVERDICTS                 TurnstoneVerdict = 27
 )
 
 // Names of all BPF objects in the ELF.

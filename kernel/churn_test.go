@@ -106,7 +106,7 @@ func newChurn(t testing.TB, keyed, grace bool) *churn {
 	if err := c.o.Interfaces.Put(uint32(arrivalIf), bpf.TurnstoneInterface{Ifindex: arrivalIf, Mac: ourStation}); err != nil {
 		t.Fatal(err)
 	}
-	c.r = newReconciler(tables, plain{}, turn.NewState(), nil, turn.Cap{})
+	c.r = newReconciler(tables, plain{}, turn.NewState(), nil, turn.Caps{})
 	c.r.gateways.egress = func(int) (uint32, bool, Reason) { return openPort, false, "" }
 	for i := range c.rings {
 		c.rings[i] = newRing(t, i)

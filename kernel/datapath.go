@@ -44,7 +44,7 @@ type Config struct {
 	Interfaces []string // empty: those that hold the addresses of Listeners and Relays
 	Mode       XDPMode  // empty: native where that is safe, else generic
 	Sizes      Sizes
-	Cap        turn.Cap // of an allocation in each direction
+	Caps       turn.Caps // in each direction
 	Logger     zerolog.Logger
 }
 
@@ -144,7 +144,7 @@ func (d *Datapath) load() error {
 		ifs: d.objects.Interfaces, egress: d.objects.Egress, layout: d.layout, at: map[int]*attachment{},
 		report: func(e turn.Event) { d.events.add(e) }, note: d.noteAttachment,
 	}
-	d.r = newReconciler(d.tables, &host{d}, d.config.State, d.config.Listeners, d.config.Cap)
+	d.r = newReconciler(d.tables, &host{d}, d.config.State, d.config.Listeners, d.config.Caps)
 	d.r.gateways.egress = d.attached.port
 	d.applied = d.config.State.Seq()
 	return d.r.load()
@@ -338,7 +338,7 @@ func (h *host) route(source, destination netip.Addr) (Route, Reason) {
 
 func (h *host) isRelay(a netip.Addr) bool { return slices.Contains(h.d.config.Relays, a) }
 
-func (h *host) metered() bool { return h.d.config.Cap != (turn.Cap{}) }
+func (h *host) metered() bool { return h.d.config.Caps != (turn.Caps{}) }
 
 func (d *Datapath) noteAttachment(a *attachment, what string) {
 	d.log.Info().Str("interface", a.link.Name).Str("mode", string(a.mode)).Str("reason", string(a.reason)).Msg("program " + what)
@@ -396,10 +396,10 @@ func (d *Datapath) close() error {
 	return errors.Join(errs...)
 }
 
-// TakeMeters shares the meters of an allocation: words to take from for what is relayed elsewhere, by
+// TakeMeters shares the meters of an allocation of a user: words to take from for what is relayed elsewhere, by
 // direction, and what to give back. They are nil where there are none left.
-func (d *Datapath) TakeMeters(id turn.AllocationID) (toPeer, toClient *uint64, number uint32) {
-	return d.r.meters.shared(id, d.config.Cap)
+func (d *Datapath) TakeMeters(id turn.AllocationID, user turn.Holder) (words [2]turn.Words, number uint32) {
+	return d.r.meters.shared(id, user)
 }
 
 // ReleaseMeters is the opposite of TakeMeters.

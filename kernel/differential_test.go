@@ -110,6 +110,14 @@ func newWorld(l *lab, random *rand.Rand, live uint16) *world {
 	}
 	w.meter(2, slowMeter) // whatever else was drawn, these there are
 	w.meter(3, fullMeter)
+	for i, m := range []modelMeter{ample, slowMeter, fullMeter, ample, ample} {
+		m.wider = uint32(w.pick(0, firstTotal, firstTotal+1, firstTotal+2))
+		w.meter(firstUser+uint32(i), m)
+	}
+	for i, m := range []modelMeter{ample, slowMeter, fullMeter} {
+		m.wider = 3 // which nobody asks
+		w.meter(firstTotal+uint32(i), m)
+	}
 	for family := range 2 {
 		for _, local := range []netip.AddrPort{
 			sceneListeners[family], sceneRelayed[family], netip.AddrPortFrom(sceneRelayed[family].Addr(), live),
@@ -177,6 +185,13 @@ func (w *world) bind(p path, round int) {
 var (
 	slowMeter = modelMeter{cost: 1 << 22, burst: 1 << 17} // now and then there is room
 	fullMeter = modelMeter{full: noon, cost: 1, burst: 1 << 30}
+	ample     = modelMeter{cost: 1 << 10, burst: noon}
+)
+
+// The meters of the wider scopes: five users', and three of all.
+const (
+	firstUser  = 16
+	firstTotal = firstUser + 5
 )
 
 func (w *world) pick(of ...int) int { return of[w.IntN(len(of))] }
@@ -184,16 +199,20 @@ func (w *world) pick(of ...int) int { return of[w.IntN(len(of))] }
 // meterOf makes a meter, mostly one with room for all.
 func (w *world) meterOf() uint32 {
 	index := uint32(2 + w.IntN(14))
-	switch w.IntN(8) {
+	m := ample
+	switch w.IntN(10) {
 	case 0, 1, 2:
 		return 0
 	case 3:
-		w.meter(index, slowMeter)
+		m = slowMeter
 	case 4:
-		w.meter(index, fullMeter)
+		m = fullMeter
+	case 5, 6, 7:
+		m.wider = uint32(firstUser + w.IntN(firstTotal-firstUser))
 	default:
-		w.meter(index, modelMeter{cost: uint64(w.IntN(1 << 20)), burst: noon})
+		m.cost = uint64(w.IntN(1 << 20))
 	}
+	w.meter(index, m)
 	return index
 }
 

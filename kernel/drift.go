@@ -110,7 +110,7 @@ func (r *reconciler) adopt(h *held, w *want) {
 		r.gateways.release(n)
 		return
 	}
-	if h.Meter != 0 && (!w.metered || !r.meters.adopt(h.Allocation, h.Meter, r.cap)) {
+	if h.Meter != 0 && (!w.metered || !r.meters.adopt(h.Allocation, r.holderOf(h.Allocation), h.Meter)) {
 		r.gateways.release(n)
 		return
 	}
@@ -129,7 +129,7 @@ func (r *reconciler) checkRecords() (d drift) {
 		atomic.StoreUint32(&at.Generation, 0)
 		again = append(again, &want{Flow: h.Flow, via: h.via, metered: h.Meter != 0})
 	}
-	d.changed += r.gateways.check() + r.meters.check(r.cap)
+	d.changed += r.gateways.check() + r.meters.check()
 	r.grant(again)
 	return d
 }

@@ -205,7 +205,7 @@ func (t *tables) slots() int { return len(t.flows) }
 
 // meter sets a meter in both.
 func (l *lab) meter(index uint32, m modelMeter) {
-	l.tables.meters[index] = bpf.TurnstoneMeter{Full: m.full, Cost: m.cost, Burst: m.burst}
+	l.tables.meters[index] = bpf.TurnstoneMeter{Full: m.full, Cost: m.cost, Burst: m.burst, Wider: m.wider}
 	l.model.meters[index] = &m
 }
 

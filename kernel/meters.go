@@ -4,92 +4,160 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"turnstone/bpf"
 	"turnstone/turn"
 )
 
-// meters give allocations their pairs of meters. The server takes from them too, from other goroutines.
+// meters give allocations, their users and all of them together pairs of meters. The pair of each names that of the next
+// scope, where there are caps for it. The server takes from them too, from other goroutines.
 type meters struct {
 	t    *tables
+	caps turn.Caps
 	mu   sync.Mutex // guards the fields below
-	of   map[turn.AllocationID]*meterPair
-	by   map[uint32]turn.AllocationID
+	of   map[payer]*meterPair
+	by   map[uint32]*meterPair
 	last uint32
 }
 
-// meterPair are the meters 2n and 2n+1, by direction, and how many have one of them: flows, and the server.
+// payer is whose a pair is: an allocation's, else a user's, else that of all.
+type payer struct {
+	allocation turn.AllocationID
+	user       turn.Holder
+}
+
+// meterPair are the meters 2n and 2n+1, by direction, and how many have one of them: flows and the server that of an
+// allocation, pairs that of a wider scope.
 type meterPair struct {
+	payer
 	n     uint32
+	scope turn.Scope
+	wider *meterPair // nil for none
 	users int
 }
 
-func newMeters(t *tables) *meters {
-	return &meters{t: t, of: map[turn.AllocationID]*meterPair{}, by: map[uint32]turn.AllocationID{}}
+func newMeters(t *tables, caps turn.Caps) *meters {
+	return &meters{t: t, caps: caps, of: map[payer]*meterPair{}, by: map[uint32]*meterPair{}}
 }
 
-// take counts a flow of id for a meter in a direction and yields its number. It fails where there are none left.
-func (m *meters) take(id turn.AllocationID, direction int, c turn.Cap) (uint32, bool) {
+// payers are whose meters an allocation of a user takes from, by scope.
+func payers(id turn.AllocationID, user turn.Holder) [turn.Scopes]payer {
+	return [...]payer{turn.ScopeAllocation: {allocation: id}, turn.ScopeUser: {user: user}, turn.ScopeTotal: {}}
+}
+
+// take counts a flow of an allocation for a meter in a direction and yields its number. It fails where there are none left.
+func (m *meters) take(id turn.AllocationID, user turn.Holder, direction int) (uint32, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p := m.of[id]
+	p := m.pair(payers(id, user), turn.ScopeAllocation, 0)
 	if p == nil {
-		n := m.vacant()
-		if n == 0 {
-			return 0, false
-		}
-		p = &meterPair{n: n}
-		m.of[id], m.by[n] = p, id
-		m.set(n, c)
+		return 0, false
 	}
 	p.users++
 	return 2*p.n + uint32(direction), true
 }
 
 // adopt counts a flow of an earlier run for the meter it has. False leaves it without.
-func (m *meters) adopt(id turn.AllocationID, number uint32, c turn.Cap) bool {
+func (m *meters) adopt(id turn.AllocationID, user turn.Holder, number uint32) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := number / 2
-	p := m.of[id]
+	p := m.of[payer{allocation: id}]
 	if p == nil {
-		if _, taken := m.by[n]; taken || int(number) >= len(m.t.meters) {
+		if !m.free(n) {
 			return false
 		}
-		p = &meterPair{n: n}
-		m.of[id], m.by[n] = p, id
-		m.set(n, c)
+		p = m.pair(payers(id, user), turn.ScopeAllocation, n)
 	}
-	if p.n != n {
+	if p == nil || p.n != n {
 		return false
 	}
 	p.users++
 	return true
 }
 
-// set puts a rate in force. What was taken so far stays taken.
-func (m *meters) set(n uint32, c turn.Cap) {
-	for _, i := range []uint32{2 * n, 2*n + 1} {
-		atomic.StoreUint64(&m.t.meters[i].Burst, c.Burst)
-		atomic.StoreUint64(&m.t.meters[i].Cost, c.Cost)
+// pair is the pair of the scope s of all, nil where there is none left. A new one is number n, where that is free, and
+// the pairs of the wider scopes are those that it names, if they are. What was taken from it goes on to count, unless
+// that was at another rate.
+func (m *meters) pair(all [turn.Scopes]payer, s turn.Scope, n uint32) *meterPair {
+	if p := m.of[all[s]]; p != nil {
+		return p
+	}
+	if !m.free(n) {
+		if n = m.vacant(); n == 0 {
+			return nil
+		}
+	}
+	p := &meterPair{payer: all[s], n: n, scope: s}
+	m.of[p.payer], m.by[n] = p, p
+	if m.capped(s + 1) {
+		if p.wider = m.pair(all, s+1, m.t.meters[2*n].Wider/2); p.wider == nil {
+			m.end(p)
+			return nil
+		}
+		p.wider.users++
+	}
+	for _, w := range m.directions(p) {
+		if atomic.LoadUint64(&w.Cost) != m.caps[s].Cost {
+			atomic.StoreUint64(&w.Full, 0)
+		}
+	}
+	m.set(p)
+	return p
+}
+
+// capped says whether there is a cap for a scope or a wider one.
+func (m *meters) capped(s turn.Scope) bool {
+	for ; s < turn.Scopes; s++ {
+		if m.caps[s] != (turn.Cap{}) {
+			return true
+		}
+	}
+	return false
+}
+
+// directions are the meters of p.
+func (m *meters) directions(p *meterPair) [2]*bpf.TurnstoneMeter {
+	return [2]*bpf.TurnstoneMeter{&m.t.meters[2*p.n], &m.t.meters[2*p.n+1]}
+}
+
+// set puts the rates of p in force, and where it leads. What was taken so far stays taken.
+func (m *meters) set(p *meterPair) {
+	for d, w := range m.directions(p) {
+		atomic.StoreUint64(&w.Burst, m.caps[p.scope].Burst)
+		atomic.StoreUint64(&w.Cost, m.caps[p.scope].Cost)
+		atomic.StoreUint32(&w.Wider, p.leads(d))
 	}
 }
 
-// check puts rates right that somebody else changed, and says how many that were.
-func (m *meters) check(c turn.Cap) (drift uint64) {
+// leads is the meter that those who take from p in a direction take from next, 0 for none.
+func (p *meterPair) leads(direction int) uint32 {
+	if p.wider == nil {
+		return 0
+	}
+	return 2*p.wider.n + uint32(direction)
+}
+
+// check puts right what somebody else changed, and says how many meters that were.
+func (m *meters) check() (drift uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.of {
-		before := drift
-		for _, i := range []uint32{2 * p.n, 2*p.n + 1} {
-			w := &m.t.meters[i]
-			if atomic.LoadUint64(&w.Burst) != c.Burst || atomic.LoadUint64(&w.Cost) != c.Cost {
+		before, c := drift, m.caps[p.scope]
+		for d, w := range m.directions(p) {
+			if atomic.LoadUint64(&w.Burst) != c.Burst || atomic.LoadUint64(&w.Cost) != c.Cost || atomic.LoadUint32(&w.Wider) != p.leads(d) {
 				drift++
 			}
 		}
 		if drift != before {
-			m.set(p.n, c)
+			m.set(p)
 		}
 	}
 	return drift
+}
+
+// free says whether pair n is one, and nobody's. That of meter 0 is none.
+func (m *meters) free(n uint32) bool {
+	return n > 0 && n < uint32(len(m.t.meters)/2) && m.by[n] == nil
 }
 
 func (m *meters) vacant() uint32 {
@@ -98,7 +166,7 @@ func (m *meters) vacant() uint32 {
 		if m.last++; m.last >= pairs {
 			m.last = 1
 		}
-		if _, taken := m.by[m.last]; !taken {
+		if m.free(m.last) {
 			return m.last
 		}
 	}
@@ -109,27 +177,44 @@ func (m *meters) vacant() uint32 {
 func (m *meters) release(number uint32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	id, ok := m.by[number/2]
-	if number == 0 || !ok {
-		return
+	for p := m.by[number/2]; p != nil; p = p.wider {
+		if p.users--; p.users > 0 {
+			return
+		}
+		m.end(p)
 	}
-	p := m.of[id]
-	if p.users--; p.users > 0 {
-		return
+}
+
+// end gives up p. A program that found it before finds no cap any more.
+func (m *meters) end(p *meterPair) {
+	for _, w := range m.directions(p) {
+		atomic.StoreUint64(&w.Cost, 0)
+		atomic.StoreUint32(&w.Wider, 0)
+		atomic.StoreUint64(&w.Full, 0)
 	}
-	for _, i := range []uint32{2 * p.n, 2*p.n + 1} {
-		atomic.StoreUint64(&m.t.meters[i].Cost, 0)
-		atomic.StoreUint64(&m.t.meters[i].Full, 0)
-	}
-	delete(m.of, id)
+	delete(m.of, p.payer)
 	delete(m.by, p.n)
 }
 
-// shared is what the server takes from for id: the words of both directions, nil where there are none left.
-func (m *meters) shared(id turn.AllocationID, c turn.Cap) (toPeer, toClient *uint64, number uint32) {
-	number, ok := m.take(id, 0, c)
-	if !ok {
-		return nil, nil, 0
+// shared is what the server takes from for an allocation: the words of both directions, nil for the scopes that have none
+// or where there are none left, and what to release.
+func (m *meters) shared(id turn.AllocationID, user turn.Holder) (words [2]turn.Words, number uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := payers(id, user)
+	for s := turn.ScopeAllocation; s < turn.Scopes && m.capped(s); s++ {
+		p := m.pair(all, s, 0)
+		if p == nil {
+			continue // the wider scopes may have one
+		}
+		p.users++
+		number = 2 * p.n
+		for ; p != nil; p = p.wider {
+			for d, w := range m.directions(p) {
+				words[d][p.scope] = &w.Full
+			}
+		}
+		break
 	}
-	return &m.t.meters[number].Full, &m.t.meters[number+1].Full, number
+	return words, number
 }

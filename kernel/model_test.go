@@ -46,8 +46,12 @@ type modelHop struct {
 	buffers  bool
 }
 
-// modelMeter is a generic cell rate algorithm: an emptying bucket told by when it is empty.
-type modelMeter struct{ full, cost, burst uint64 }
+// modelMeter is a generic cell rate algorithm: an emptying bucket told by when it is empty. wider is the meter of
+// the next scope, 0 for none.
+type modelMeter struct {
+	full, cost, burst uint64
+	wider             uint32
+}
 
 // arrival is a frame as the driver hands it to the program.
 type arrival struct {
@@ -96,7 +100,7 @@ func (m *model) relay(a arrival) outcome {
 	switch o.verdict {
 	case VerdictToPeer, VerdictToClient, VerdictToChannel:
 		o.bytes = uint64(len(s.payload))
-	case VerdictDropTTL, VerdictDropMeter:
+	case VerdictDropTTL, VerdictDropMeter, VerdictDropUser, VerdictDropTotal:
 		o.action, o.bytes = xdpDrop, uint64(len(s.payload))
 	case VerdictDropAway:
 		o.action = xdpDrop
@@ -296,8 +300,8 @@ func (m *model) depart(a arrival, s *seen, o *outcome, f *modelFlow, way Verdict
 		return VerdictDropTTL
 	}
 	for _, u := range o.used {
-		if !m.meters[u.Meter].take(len(s.payload), a.now) {
-			return VerdictDropMeter
+		if v, ok := m.meter(u.Meter, len(s.payload), a.now); !ok {
+			return v
 		}
 	}
 	link := 14
@@ -320,6 +324,22 @@ func (m *model) depart(a arrival, s *seen, o *outcome, f *modelFlow, way Verdict
 		u.relayed++
 	}
 	return way
+}
+
+// meter takes bytes from a meter and those of the wider scopes, of which there are two. Where it is not ok, the verdict says
+// for which they are too many: narrower ones have taken them.
+func (m *model) meter(index uint32, n int, now uint64) (v Verdict, ok bool) {
+	for _, v := range []Verdict{VerdictDropMeter, VerdictDropUser, VerdictDropTotal} {
+		b := m.meters[index]
+		if !b.take(n, now) {
+			return v, false
+		}
+		if b == nil {
+			break
+		}
+		index = b.wider
+	}
+	return 0, true
 }
 
 // take takes bytes from a bucket that may be nil, unless they are too many.

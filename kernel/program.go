@@ -31,8 +31,9 @@ type Sizes struct {
 // slot 0, which nothing has.
 func (s Sizes) slots() uint32 { return 2*s.Channels + s.Allocations + s.Listeners + 1 }
 
-// meterCount is the number of meters: one an allocation and direction, and 0, which is none.
-func (s Sizes) meterCount() uint32 { return 2 * (s.Allocations + 1) }
+// meterCount is the number of meters: one each direction for an allocation and its user, for all of them, and 0, which is
+// none.
+func (s Sizes) meterCount() uint32 { return 2 * (2*s.Allocations + 2) }
 
 // Settings are constants of one load of the program.
 type Settings struct {

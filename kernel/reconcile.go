@@ -16,7 +16,6 @@ type reconciler struct {
 	t     *tables
 	s     surroundings
 	state *turn.State // the fold of the log, its own
-	cap   turn.Cap
 
 	held      map[Key]*held
 	of        map[turn.AllocationID][]*held // 0: guards of listeners
@@ -36,11 +35,11 @@ type reconciler struct {
 	errs  []error
 }
 
-func newReconciler(t *tables, s surroundings, state *turn.State, listeners []netip.AddrPort, c turn.Cap) *reconciler {
+func newReconciler(t *tables, s surroundings, state *turn.State, listeners []netip.AddrPort, caps turn.Caps) *reconciler {
 	r := &reconciler{
-		t: t, s: s, state: state, cap: c,
+		t: t, s: s, state: state,
 		held: map[Key]*held{}, of: map[turn.AllocationID][]*held{},
-		slots: newSlots(len(t.flows)), gateways: newGateways(t), meters: newMeters(t),
+		slots: newSlots(len(t.flows)), gateways: newGateways(t), meters: newMeters(t, caps),
 		tallies: map[turn.AllocationID]map[binding]*tally{}, pending: map[turn.AllocationID]int{}, absent: map[turn.AllocationID]map[Key]Reason{},
 		waiting: map[turn.AllocationID]struct{}{}, listeners: listeners, until: map[netip.AddrPort]time.Duration{},
 	}
@@ -338,7 +337,7 @@ func (r *reconciler) prepare(w *want) (*held, Reason) {
 	}
 	h.Meter = 0
 	if w.metered {
-		if h.Meter, ok = r.meters.take(w.Allocation, direction(w.Kind), r.cap); !ok {
+		if h.Meter, ok = r.meters.take(w.Allocation, r.holderOf(w.Allocation), direction(w.Kind)); !ok {
 			r.gateways.release(h.Gateway)
 			r.slots.free = append(r.slots.free, at.slot)
 			return nil, ReasonFull
@@ -355,6 +354,14 @@ func (r *reconciler) prepare(w *want) (*held, Reason) {
 	r.t.publish(at.slot, h.raw, at.generation)
 	h.raw.Generation = at.generation
 	return h, ""
+}
+
+// holderOf is whose an allocation is.
+func (r *reconciler) holderOf(id turn.AllocationID) turn.Holder {
+	if a := r.state.Allocation(id); a != nil {
+		return turn.HolderOf(a.Realm, a.Username)
+	}
+	return turn.Holder{}
 }
 
 // hold notes that the maps have h. The record that had its key before is revoked.

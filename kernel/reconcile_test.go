@@ -85,7 +85,20 @@ func memoryTables(slots, limit int) (*tables, *memoryIndex, memoryUsage) {
 // plain are surroundings in which a destination's gateway is made of its last byte.
 type plain struct {
 	shift byte // moves all routes
-	caps  bool
+	caps  turn.Caps
+}
+
+// testCaps are caps of all scopes.
+var testCaps = turn.Caps{turn.NewCap(1000), turn.NewCap(2000), turn.NewCap(5000)}
+
+// drawCaps draws caps of some scopes, or of none.
+func drawCaps(t *rapid.T) (c turn.Caps) {
+	for s := range c {
+		if rapid.Bool().Draw(t, "capped") {
+			c[s] = testCaps[s]
+		}
+	}
+	return c
 }
 
 func (plain) arrival(netip.AddrPort, bool) (uint16, Reason) { return 0, "" }
@@ -99,7 +112,7 @@ func (p plain) route(_, destination netip.Addr) (Route, Reason) {
 }
 
 func (plain) isRelay(a netip.Addr) bool { return a == relay4 || a == relay6 }
-func (p plain) metered() bool           { return p.caps }
+func (p plain) metered() bool           { return p.caps != (turn.Caps{}) }
 
 var (
 	relay4    = netip.MustParseAddr("192.0.2.1")
@@ -232,7 +245,7 @@ func (c *script) created() turn.AllocationCreated {
 	}
 	n = max(n, turn.AllocationID(c.s.Seq())) // ids only grow
 	return turn.AllocationCreated{
-		Allocation: n, Transport: 17, Username: "alice", Realm: "example.org", Lifetime: 600,
+		Allocation: n, Transport: 17, Username: []string{"alice", "bob", "1700000000:alice"}[n%3], Realm: "example.org", Lifetime: 600,
 		FiveTuple: turn.FiveTuple{
 			Client: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}), uint16(1024+n)), Server: listener4, Protocol: turn.UDP,
 		},
@@ -247,16 +260,16 @@ type rig struct {
 	usage memoryUsage
 }
 
-func newRig(slots, limit int, s surroundings, state *turn.State) *rig {
+func newRig(slots, limit int, s *plain, state *turn.State) *rig {
 	t, x, u := memoryTables(slots, limit)
-	g := &rig{newReconciler(t, s, state, []netip.AddrPort{listener4}, turn.NewCap(1000)), x, u}
+	g := &rig{newReconciler(t, s, state, []netip.AddrPort{listener4}, s.caps), x, u}
 	g.gateways.egress = func(int) (uint32, bool, Reason) { return 1, false, "" }
 	return g
 }
 
 // restart is another run of the daemon over the same maps.
-func (g *rig) restart(s surroundings, state *turn.State) *rig {
-	n := &rig{newReconciler(g.t, s, state, []netip.AddrPort{listener4}, turn.NewCap(1000)), g.index, g.usage}
+func (g *rig) restart(s *plain, state *turn.State) *rig {
+	n := &rig{newReconciler(g.t, s, state, []netip.AddrPort{listener4}, s.caps), g.index, g.usage}
 	n.gateways.egress = g.gateways.egress
 	return n
 }
@@ -304,6 +317,9 @@ func (g *rig) wrong() string {
 		if (f.Meter != 0) != w.metered {
 			return fmt.Sprintf("%v has meter %d, want metered %t", k, f.Meter, w.metered)
 		}
+		if why := g.misled(f.Meter, turn.AllocationID(g.t.owners[at.slot].Allocation)); why != "" {
+			return fmt.Sprintf("%v: %s", k, why)
+		}
 	}
 	for k := range wanted {
 		if _, ok := g.index.m[k]; !ok {
@@ -318,10 +334,49 @@ func (g *rig) wrong() string {
 	return ""
 }
 
+// misled says how the meters from index on are not those of an allocation, its user and all, empty where they are.
+func (g *rig) misled(index uint32, id turn.AllocationID) string {
+	direction := index % 2
+	for s, of := range payers(id, g.holderOf(id)) {
+		if index == 0 {
+			return ""
+		}
+		p, m, c := g.meters.by[index/2], g.t.meters[index], g.meters.caps[s]
+		switch {
+		case p == nil || p.payer != of:
+			return fmt.Sprintf("meter %d is of %+v, want it of %+v", index, p, of)
+		case index%2 != direction:
+			return fmt.Sprintf("meter %d is of another direction than the flow", index)
+		case m.Cost != c.Cost || m.Burst != c.Burst:
+			return fmt.Sprintf("meter %d has %+v, want the rate %+v", index, m, c)
+		case (m.Wider != 0) != g.meters.capped(turn.Scope(s)+1):
+			return fmt.Sprintf("meter %d of scope %d leads to %d", index, s, m.Wider)
+		}
+		index = m.Wider
+	}
+	if index != 0 {
+		return fmt.Sprintf("meter %d is of a scope that there is not", index)
+	}
+	return ""
+}
+
+// payers counts those whom the flows that are held take from.
+func (g *rig) payers() int {
+	all := map[payer]bool{}
+	for _, h := range g.held {
+		for s, of := range payers(h.Allocation, g.holderOf(h.Allocation)) {
+			if h.Meter != 0 && g.meters.capped(turn.Scope(s)) {
+				all[of] = true
+			}
+		}
+	}
+	return len(all)
+}
+
 func TestMapsFollowTheLog(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := newScript()
-		s := &plain{caps: rapid.Bool().Draw(t, "caps")}
+		s := &plain{caps: drawCaps(t)}
 		g := newRig(4096, 4096, s, c.s.Clone())
 		for range rapid.IntRange(1, 60).Draw(t, "records") {
 			if err := g.apply(c.draw(t)); err != nil {
@@ -351,6 +406,9 @@ func TestMapsFollowTheLog(t *testing.T) {
 		g.settleAll()
 		if used, held := g.slots.used(), len(g.held); used != held {
 			t.Errorf("%d slots are in use for %d flows once all is settled", used, held)
+		}
+		if got, want := len(g.meters.of), g.payers(); got != want || len(g.meters.by) != want {
+			t.Errorf("%d pairs of meters are in use once all is settled, want %d", got, want)
 		}
 	})
 }
@@ -387,7 +445,7 @@ func TestMapsConvergeFromAnyContentsWithAnyWriteFailing(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "records") {
 			c.draw(t)
 		}
-		g := newRig(1024, 1024, &plain{caps: rapid.Bool().Draw(t, "caps")}, c.s)
+		g := newRig(1024, 1024, &plain{caps: drawCaps(t)}, c.s)
 		garble(t, g)
 		g.index.fault = rapid.IntRange(0, 60).Draw(t, "fault")
 		if err := g.load(); err != nil {
@@ -472,7 +530,7 @@ func TestDriftIsFoundAndRepaired(t *testing.T) {
 
 func TestRatesOfMetersAreRepaired(t *testing.T) {
 	c := newScript()
-	g := newRig(1024, 1024, &plain{caps: true}, c.s.Clone())
+	g := newRig(1024, 1024, &plain{caps: testCaps}, c.s.Clone())
 	created := c.created()
 	bound := turn.ChannelBound{Allocation: created.Allocation, Channel: 0x4001, Peer: netip.MustParseAddrPort("203.0.113.1:4000")}
 	if err := g.apply(c.record(created, bound)); err != nil {
@@ -481,26 +539,29 @@ func TestRatesOfMetersAreRepaired(t *testing.T) {
 	if d := g.checkRecords(); d.any() {
 		t.Fatalf("got drift %+v of what nobody touched", d)
 	}
-	var words []*bpf.TurnstoneMeter
-	for _, h := range g.held {
-		if h.Meter != 0 {
-			words = append(words, &g.t.meters[h.Meter])
-		}
+	up := g.held[Key{Remote: created.FiveTuple.Client, Local: created.FiveTuple.Server, Channel: bound.Channel}]
+	if up == nil || up.Meter == 0 {
+		t.Fatalf("got %+v, want a flow with a meter", up)
 	}
-	if len(words) != 2 {
-		t.Fatalf("got %d meters, want one each way", len(words))
-	}
+	own := &g.t.meters[up.Meter]
+	user := &g.t.meters[own.Wider]
+	total := &g.t.meters[user.Wider]
 	full := uint64(12345)
-	words[0].Cost, words[1].Burst, words[1].Full = 0, 1<<60, full
-	if d := g.checkRecords(); d != (drift{changed: 2}) {
-		t.Errorf("got drift %+v, want 2 rates changed", d)
+	own.Cost, user.Burst, user.Full, total.Wider = 0, 1<<60, full, 3
+	if d := g.checkRecords(); d != (drift{changed: 3}) {
+		t.Errorf("got drift %+v, want 3 meters changed", d)
 	}
-	for i, w := range words {
-		if w.Cost != g.cap.Cost || w.Burst != g.cap.Burst {
-			t.Errorf("meter %d has %+v, want the rate %+v", i, w, g.cap)
-		}
+	if why := g.wrong(); why != "" {
+		t.Error(why)
 	}
-	if words[1].Full != full {
+	own.Wider = 0
+	if d := g.checkRecords(); d != (drift{changed: 1}) {
+		t.Errorf("got drift %+v, want 1 meter changed", d)
+	}
+	if why := g.wrong(); why != "" {
+		t.Error(why)
+	}
+	if user.Full != full {
 		t.Error("what was taken so far is forgotten")
 	}
 }

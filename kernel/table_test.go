@@ -730,6 +730,9 @@ func (w row) fits() row {
 	}}
 }
 
+// firstWider is the first of the meters that those of flows name in the tables.
+const firstWider = 6
+
 // departureRows are about next hops, meters and headroom.
 func departureRows() []row {
 	via := func(name string, gateway uint32, v Verdict) row {
@@ -739,7 +742,7 @@ func departureRows() []row {
 			return true
 		}}
 	}
-	metered := func(name string, second bool, m modelMeter, v Verdict) row {
+	metered := func(name string, second bool, v Verdict, scopes ...modelMeter) row {
 		return row{name, func(_ testing.TB, s *scene) bool {
 			if v != 0 {
 				s.becomes(v)
@@ -749,24 +752,42 @@ func departureRows() []row {
 			if second {
 				index = s.second.Meter
 			}
-			s.prepare = func(l *lab) { l.meter(index, m) }
+			s.prepare = func(l *lab) {
+				for i, m := range scopes {
+					if i+1 < len(scopes) {
+						m.wider = firstWider + uint32(i)
+					}
+					l.meter(index, m)
+					index = m.wider
+				}
+			}
 			return !second || s.path == VerdictToChannel
 		}}
 	}
 	cost := uint64(3<<16 + 1<<15) // 3.5 ns a byte
 	costs := uint64(19*7) / 2     // of the payload of a scene
+	room, full := modelMeter{cost: cost, burst: 1 << 40}, modelMeter{full: noon, cost: cost, burst: 1 << 40}
 	return []row{
 		via("gateway-not-resolved", viaNobody, VerdictNextHop),
 		via("gateway-out-of-range", viaOutOfRange, VerdictNextHop),
 		via("egress-closed", viaClosed, VerdictAborted),
-		metered("meter-without-a-cap", false, modelMeter{full: noon}, 0),
-		metered("meter-empty", false, modelMeter{cost: cost, burst: 1 << 40}, 0),
-		metered("meter-at-its-burst", false, modelMeter{full: 1, cost: cost, burst: costs}, 0),
-		metered("meter-one-over-its-burst", false, modelMeter{full: 1, cost: cost, burst: costs - 1}, VerdictDropMeter),
-		metered("meter-ahead-and-within", false, modelMeter{full: noon, cost: cost, burst: noon}, 0),
-		metered("meter-ahead-and-over", false, modelMeter{full: noon, cost: cost, burst: 1 << 40}, VerdictDropMeter),
-		metered("meter-of-the-called-within", true, modelMeter{cost: cost, burst: 1 << 40}, 0),
-		metered("meter-of-the-called-over", true, modelMeter{full: noon, cost: cost, burst: 1 << 40}, VerdictDropMeter),
+		metered("meter-without-a-cap", false, 0, modelMeter{full: noon}),
+		metered("meter-empty", false, 0, modelMeter{cost: cost, burst: 1 << 40}),
+		metered("meter-at-its-burst", false, 0, modelMeter{full: 1, cost: cost, burst: costs}),
+		metered("meter-one-over-its-burst", false, VerdictDropMeter, modelMeter{full: 1, cost: cost, burst: costs - 1}),
+		metered("meter-ahead-and-within", false, 0, modelMeter{full: noon, cost: cost, burst: noon}),
+		metered("meter-ahead-and-over", false, VerdictDropMeter, modelMeter{full: noon, cost: cost, burst: 1 << 40}),
+		metered("meter-of-the-called-within", true, 0, modelMeter{cost: cost, burst: 1 << 40}),
+		metered("meter-of-the-called-over", true, VerdictDropMeter, modelMeter{full: noon, cost: cost, burst: 1 << 40}),
+		metered("meters-of-all-scopes-within", false, 0, room, room, room),
+		metered("meter-of-the-user-over", false, VerdictDropUser, room, full, room),
+		metered("meter-of-the-user-alone-over", false, VerdictDropUser, modelMeter{}, full),
+		metered("meter-of-the-total-over", false, VerdictDropTotal, room, room, full),
+		metered("meter-of-the-total-alone-over", false, VerdictDropTotal, modelMeter{}, modelMeter{}, full),
+		metered("meter-of-the-narrowest-decides", false, VerdictDropMeter, full, full, full),
+		metered("meter-of-no-scope-over", false, 0, room, room, room, full),
+		metered("meter-of-the-called-user-over", true, VerdictDropUser, room, full, room),
+		metered("meter-of-the-called-total-over", true, VerdictDropTotal, room, room, full),
 		{"headroom-for-nothing", func(_ testing.TB, s *scene) bool {
 			s.deliver = func(a *arrival) { a.headroom = 0 }
 			if s.longer() > 0 {

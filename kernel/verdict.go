@@ -12,6 +12,8 @@ const (
 	VerdictToChannel    = Verdict(bpf.TurnstoneVerdictVERDICT_TO_CHANNEL)
 	VerdictDropTTL      = Verdict(bpf.TurnstoneVerdictVERDICT_DROP_TTL)
 	VerdictDropMeter    = Verdict(bpf.TurnstoneVerdictVERDICT_DROP_METER)
+	VerdictDropUser     = Verdict(bpf.TurnstoneVerdictVERDICT_DROP_METER_USER)
+	VerdictDropTotal    = Verdict(bpf.TurnstoneVerdictVERDICT_DROP_METER_TOTAL)
 	VerdictDropAway     = Verdict(bpf.TurnstoneVerdictVERDICT_DROP_AWAY)
 	VerdictAborted      = Verdict(bpf.TurnstoneVerdictVERDICT_ABORTED)
 	VerdictNotOurs      = Verdict(bpf.TurnstoneVerdictVERDICT_NOT_OURS)
@@ -36,7 +38,7 @@ const (
 )
 
 var verdictNames = [Verdicts]string{
-	"to-peer", "to-client", "to-channel", "drop-ttl", "drop-meter", "drop-away", "aborted",
+	"to-peer", "to-client", "to-channel", "drop-ttl", "drop-meter", "drop-meter-user", "drop-meter-total", "drop-away", "aborted",
 	"not-ours", "options", "fragment", "length", "mac", "stun", "channel-data", "miss", "stale", "vlan", "expired",
 	"ip-checksum", "no-checksum", "half-checksum", "next-hop", "mtu", "buffers", "headroom",
 }

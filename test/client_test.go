@@ -34,6 +34,7 @@ type client struct {
 	conn   packets
 	server netip.AddrPort
 	nonce  stun.Nonce
+	user   string
 	key    stun.MessageIntegrity
 
 	mu      sync.Mutex // guards the fields below
@@ -89,8 +90,14 @@ func clientThatReads(t testing.TB, conn packets, server string) *client {
 func clientOn(t testing.TB, conn packets, server string) *client {
 	return &client{
 		t: t, conn: conn, server: addr(server), waiting: map[[stun.TransactionIDSize]byte]chan *stun.Message{},
-		key: stun.NewLongTermIntegrity(username, realm, password),
+		user: username, key: stun.NewLongTermIntegrity(username, realm, password),
 	}
+}
+
+// as makes c a client of another user.
+func (c *client) as(user, password string) *client {
+	c.user, c.key = user, stun.NewLongTermIntegrity(user, realm, password)
+	return c
 }
 
 // challenge learns a nonce.
@@ -198,7 +205,7 @@ func (c *client) sendChannel(channel uint16, payload []byte) {
 
 // request makes an authenticated request.
 func (c *client) request(method stun.Method, setters ...stun.Setter) *stun.Message {
-	all := append(setters, stun.NewUsername(username), stun.NewRealm(realm), c.nonce, c.key)
+	all := append(setters, stun.NewUsername(c.user), stun.NewRealm(realm), c.nonce, c.key)
 	return build(method, all...)
 }
 

@@ -50,7 +50,7 @@ func allocate(s *State, r *Rules, q *Request, a *Allocation, m Moment) Decision 
 
 // lacks says with what code more allocations and reservations are refused, 0 for none.
 func lacks(s *State, r *Rules, q *Request, more int, m Moment) int {
-	all, owned, realm := s.count(holderOf(q.Realm, q.Username), m)
+	all, owned, realm := s.count(HolderOf(q.Realm, q.Username), m)
 	switch {
 	case r.MaxPerOwner > 0 && owned+more > r.MaxPerOwner, r.MaxPerRealm > 0 && realm+more > r.MaxPerRealm:
 		return CodeQuotaReached

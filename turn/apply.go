@@ -236,7 +236,7 @@ func (s *State) insert(a *Allocation) {
 	for i := range a.Connections {
 		s.byConnection[a.Connections[i].ID] = a
 	}
-	s.own(holderOf(a.Realm, a.Username))
+	s.own(HolderOf(a.Realm, a.Username))
 	s.ends.add(a)
 }
 
@@ -262,17 +262,17 @@ func (s *State) remove(a *Allocation) {
 	for i := range a.Connections {
 		delete(s.byConnection, a.Connections[i].ID)
 	}
-	s.disown(holderOf(a.Realm, a.Username))
+	s.disown(HolderOf(a.Realm, a.Username))
 }
 
 // own adds one to what h has.
-func (s *State) own(h holder) {
+func (s *State) own(h Holder) {
 	s.byOwner[h]++
 	s.byRealm[h.realm]++
 }
 
 // disown takes one from what h has.
-func (s *State) disown(h holder) {
+func (s *State) disown(h Holder) {
 	if s.byOwner[h]--; s.byOwner[h] == 0 {
 		delete(s.byOwner, h)
 	}

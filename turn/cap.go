@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// capBurst is how long at its full rate an allocation may relay at once.
+// capBurst is how long at its full rate what has a cap may relay at once.
 const capBurst = 250 * time.Millisecond
 
 // maxDatagram is the longest payload there is, in bytes. An idle meter always has room for one.
 const maxDatagram = 0xffff
 
-// Cap bounds what an allocation relays in one direction. The zero Cap bounds nothing.
+// Cap bounds what is relayed in one direction. The zero Cap bounds nothing.
 //
 // It is a generic cell rate algorithm in one word, which says when the bucket is full again: the kernel's
 // relay and userspace take from the same word, so that the cap holds for both together.
@@ -45,4 +45,33 @@ func (c Cap) Take(full *uint64, n int, now int64) bool {
 			return true
 		}
 	}
+}
+
+// Scope says for what a cap is.
+type Scope uint8
+
+// The scopes, the narrowest first.
+const (
+	ScopeAllocation Scope = iota
+	ScopeUser             // all that a Holder has
+	ScopeTotal            // all there is
+	Scopes
+)
+
+// Caps are the caps of each scope.
+type Caps [Scopes]Cap
+
+// Words are the words that an allocation takes from in one direction.
+type Words [Scopes]*uint64
+
+// Take takes n bytes at now from the words of each scope beginning with from. It yields the scope for
+// which they are too many, Scopes for none. What narrower scopes have taken by then stays taken: each bounds
+// what comes to the next, so that whoever floods a wide one has no more of it than his own.
+func (c *Caps) Take(w *Words, from Scope, n int, now int64) Scope {
+	for s := from; s < Scopes; s++ {
+		if c[s].Cost != 0 && !c[s].Take(w[s], n, now) {
+			return s
+		}
+	}
+	return Scopes
 }

@@ -70,3 +70,34 @@ func TestCapIsSharedByThoseWhoTakeAtOnce(t *testing.T) {
 		t.Errorf("%d bytes at one moment, want at most %d", taken, limit)
 	}
 }
+
+func TestCapsAreTakenFromTheNarrowestOn(t *testing.T) {
+	const now = int64(time.Hour)
+	caps := Caps{NewCap(1_000_000), NewCap(100_000), NewCap(1_000_000)}
+	var full [Scopes]uint64
+	words := Words{&full[0], &full[1], &full[2]}
+	took := func(s Scope) int { return int((full[s] - uint64(now)) << 16 / caps[s].Cost) }
+	for i := range 65 { // what an idle meter has room for
+		if over := caps.Take(&words, 0, 1000, now); over != Scopes {
+			t.Fatalf("datagram %d is over the cap of scope %d", i, over)
+		}
+	}
+	for range 10 {
+		if over := caps.Take(&words, 0, 1000, now); over != ScopeUser {
+			t.Fatalf("got scope %d, want that of the user, which has room for no more", over)
+		}
+	}
+	for s, want := range [Scopes]int{75_000, 65_000, 65_000} {
+		if got := took(Scope(s)); got != want {
+			t.Errorf("%d bytes are taken from scope %d, want %d", got, s, want)
+		}
+	}
+	if over := caps.Take(&words, ScopeTotal, 1000, now); over != Scopes || took(ScopeAllocation) != 75_000 || took(ScopeTotal) != 66_000 {
+		t.Errorf("got scope %d and %v, want 1000 bytes taken from the total alone", over, full)
+	}
+	for range 1000 {
+		if over := (&Caps{ScopeUser: NewCap(1)}).Take(&Words{ScopeUser: new(uint64)}, 0, 1000, now); over != Scopes {
+			t.Fatalf("got scope %d, want none: scopes without a cap need no words", over)
+		}
+	}
+}

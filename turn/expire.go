@@ -76,9 +76,9 @@ func (s *State) live(a *Allocation, m Moment) (*Allocation, []Event) {
 }
 
 // count counts the allocations and reservations that are live at m: all, those of h, and those in its realm.
-func (s *State) count(h holder, m Moment) (all, owned, realm int) {
+func (s *State) count(h Holder, m Moment) (all, owned, realm int) {
 	all, owned, realm = len(s.allocations)+len(s.reservations.list), s.byOwner[h], s.byRealm[h.realm]
-	over := func(of holder) {
+	over := func(of Holder) {
 		all--
 		if of == h {
 			owned--
@@ -90,11 +90,11 @@ func (s *State) count(h holder, m Moment) (all, owned, realm int) {
 	s.ends.build(s.allocations)
 	for _, a := range s.ends.within(m.Uptime) {
 		if a.Deadline.Passed(m) {
-			over(holderOf(a.Realm, a.Username))
+			over(HolderOf(a.Realm, a.Username))
 		}
 	}
 	for _, r := range s.reservations.over(m) {
-		over(holderOf(r.Realm, r.Username))
+		over(HolderOf(r.Realm, r.Username))
 	}
 	return all, owned, realm
 }

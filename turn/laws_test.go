@@ -453,11 +453,11 @@ func cloneImage(im Image) Image {
 // checkState holds the invariants of a state.
 func checkState(t tb, s *State, maxLifetime time.Duration) {
 	t.Helper()
-	owners, realms := map[holder]int{}, map[string]int{}
+	owners, realms := map[Holder]int{}, map[string]int{}
 	relayed, connections, fiveTuples := 0, 0, 0
 	first, some := time.Duration(0), false
 	for a := range s.Allocations() {
-		owners[holderOf(a.Realm, a.Username)]++
+		owners[HolderOf(a.Realm, a.Username)]++
 		realms[a.Realm]++
 		relayed += len(a.Relayed)
 		connections += len(a.Connections)
@@ -486,7 +486,7 @@ func checkState(t tb, s *State, maxLifetime time.Duration) {
 		}
 	}
 	for _, r := range s.reservations.list {
-		owners[holderOf(r.Realm, r.Username)]++
+		owners[HolderOf(r.Realm, r.Username)]++
 		realms[r.Realm]++
 		if s.byRelayed[r.Relayed] != nil || s.Reserved(r.Relayed) != r || s.reservations.byToken[r.Token] != r || !s.ports[r.Relayed.Addr()].has(r.Relayed.Port()) {
 			t.Errorf("%v is reserved and not in its place", r.Relayed)

@@ -97,14 +97,14 @@ func (s *State) reserve(a *Allocation, e ReservationMade) error {
 func (s *State) hold(r *Reservation) {
 	s.reservations.add(r)
 	s.usePort(r.Relayed)
-	s.own(holderOf(r.Realm, r.Username))
+	s.own(HolderOf(r.Realm, r.Username))
 }
 
 // release takes r out of every index.
 func (s *State) release(r *Reservation) {
 	s.reservations.remove(r)
 	s.ports[r.Relayed.Addr()].remove(r.Relayed.Port())
-	s.disown(holderOf(r.Realm, r.Username))
+	s.disown(HolderOf(r.Realm, r.Username))
 }
 
 // unreserve ends the reservation of an address.

@@ -48,7 +48,7 @@ var rfc8656 = []requirement{
 	},
 	{
 		section: "5", text: "Data over a bandwidth quota is discarded.",
-		by: "turn/relay:flow.within bpf/turnstone.c", tests: "turn:TestCapHoldsOverAnyTraffic test:TestCapHoldsInBothPaths",
+		by: "turn:Caps.Take turn/relay:Server.within bpf/turnstone.c", tests: "turn:TestCapHoldsOverAnyTraffic turn/relay:TestCapsOfUsersAndInTotal test:TestCapHoldsInBothPaths test:TestCapsOfUsersAndInTotalHold test:TestCapOfAUserHoldsForBothPathsTogether",
 	},
 	{
 		section: "6", text: "An allocation ends when its time is over, and by nothing but a Refresh does it last longer.",

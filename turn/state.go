@@ -27,7 +27,7 @@ type State struct {
 	byFiveTuple  map[FiveTuple]*Allocation
 	byRelayed    map[netip.AddrPort]*Allocation
 	byConnection map[ConnectionID]*Allocation
-	byOwner      map[holder]int // allocations and reservations
+	byOwner      map[Holder]int // allocations and reservations
 	byRealm      map[string]int // the same
 	ports        map[netip.Addr]*portSet
 	ends         ends
@@ -43,7 +43,7 @@ func NewState() *State {
 		byFiveTuple:  map[FiveTuple]*Allocation{},
 		byRelayed:    map[netip.AddrPort]*Allocation{},
 		byConnection: map[ConnectionID]*Allocation{},
-		byOwner:      map[holder]int{},
+		byOwner:      map[Holder]int{},
 		byRealm:      map[string]int{},
 		ports:        map[netip.Addr]*portSet{},
 		answers:      newAnswers(),
@@ -95,12 +95,13 @@ func (s *State) relays(peer netip.AddrPort, transport uint8, m Moment) bool {
 }
 
 // Owned counts the allocations and reservations of an owner (see [Owner]) in a realm.
-func (s *State) Owned(realm, owner string) int { return s.byOwner[holder{realm, owner}] }
+func (s *State) Owned(realm, owner string) int { return s.byOwner[Holder{realm, owner}] }
 
-// holder is whom allocations and reservations count for.
-type holder struct{ realm, owner string }
+// Holder is whom allocations and reservations count for, and whose caps they take from.
+type Holder struct{ realm, owner string }
 
-func holderOf(realm, username string) holder { return holder{realm, Owner(username)} }
+// HolderOf is the holder of what a user (see [Owner]) has in a realm.
+func HolderOf(realm, username string) Holder { return Holder{realm, Owner(username)} }
 
 // Allocations walks the allocations in the order of their ids.
 func (s *State) Allocations() iter.Seq[*Allocation] {

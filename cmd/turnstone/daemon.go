@@ -147,8 +147,8 @@ func (d *served) Drain(ctx context.Context, on bool) error {
 var needRestart = map[string]bool{
 	"listen": true, "data": true, "admin-socket": true, "metrics": true, "log.format": true,
 	"log.privacy": true, "log.forget-age": true, "log.usernames": true,
-	"limits.max-bandwidth": true,
-	"kernel.mode":          true, "kernel.interfaces": true, "kernel.xdp": true, "kernel.instance": true, "kernel.max-channels": true,
+	"limits.max-bandwidth": true, "limits.max-bandwidth-per-user": true, "limits.max-bandwidth-total": true,
+	"kernel.mode": true, "kernel.interfaces": true, "kernel.xdp": true, "kernel.instance": true, "kernel.max-channels": true,
 	"proxy-protocol-from": true, "limits.max-streams": true, "limits.max-idle-streams": true,
 	"auth.http-url": true, "auth.http-token": true, "auth.http-timeout": true, "auth.http-cache": true, "auth.http-fresh": true,
 	"auth.http-rate": true, "auth.http-keys": true,
@@ -185,8 +185,8 @@ func (d *served) Reload(ctx context.Context) (restart []string, err error) {
 	}
 	zerolog.SetGlobalLevel(r.Level)
 	r.Streams = old.resolved.Streams
-	r.Listeners, r.Data, r.AdminSocket, r.Metrics, r.Kernel, r.Cap = old.resolved.Listeners, old.resolved.Data,
-		old.resolved.AdminSocket, old.resolved.Metrics, old.resolved.Kernel, old.resolved.Cap
+	r.Listeners, r.Data, r.AdminSocket, r.Metrics, r.Kernel, r.Caps = old.resolved.Listeners, old.resolved.Data,
+		old.resolved.AdminSocket, old.resolved.Metrics, old.resolved.Kernel, old.resolved.Caps
 	d.now.Store(&running{config: old.config, resolved: r})
 	if len(restart) > 0 {
 		d.log.Warn().Strs("settings", restart).Msg("these settings have changed and wait for a restart")

@@ -59,7 +59,7 @@ func (d *served) detachKernel(r config.Resolved) error {
 func (d *served) kernelConfig(r config.Resolved, state *turn.State) kernel.Config {
 	c := kernel.Config{
 		Instance: r.Kernel.Instance, Log: d.store, State: state, Interfaces: r.Kernel.Interfaces, Logger: d.log,
-		RelayFirst: r.Rules.FirstPort, RelayLast: r.Rules.LastPort, Relays: relayAddresses(r), Cap: r.Cap,
+		RelayFirst: r.Rules.FirstPort, RelayLast: r.Rules.LastPort, Relays: relayAddresses(r), Caps: r.Caps,
 		Sizes: kernel.Sizes{Channels: uint32(r.Kernel.MaxChannels), Allocations: uint32(r.Kernel.MaxChannels), Listeners: uint32(len(r.Listeners))},
 	}
 	if r.Kernel.XDP != "auto" {

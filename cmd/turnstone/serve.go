@@ -115,7 +115,7 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	}
 	r.Streams.TLS = d.certificates.Config()
 	d.relay, err = relay.New(relay.Config{
-		Listeners: r.Listeners, Streams: r.Streams, Settings: settings, Log: d.store, State: state, Cap: r.Cap, Lookups: d.lookups,
+		Listeners: r.Listeners, Streams: r.Streams, Settings: settings, Log: d.store, State: state, Caps: r.Caps, Lookups: d.lookups,
 		Logger: d.log, Clock: d.clock, Version: version(), PID: os.Getpid(),
 	})
 	if err != nil {

@@ -30,13 +30,6 @@ type Datapath interface {
 	Settle(ctx context.Context, up turn.Seq) error
 }
 
-// Meters are words that a Datapath takes from too: by direction, with what to give them back by. They are nil where
-// there are none left: then that relay does not carry the allocation either.
-type Meters interface {
-	TakeMeters(turn.AllocationID) (toPeer, toClient *uint64, number uint32)
-	ReleaseMeters(number uint32)
-}
-
 // Settings are what a reload replaces.
 type Settings struct {
 	Gate        *turn.Gate
@@ -55,7 +48,7 @@ type Config struct {
 	State     *turn.State   // the fold of Log; the server's from then on
 	Streams   Streams       // of listeners that are not UDP
 	Datapath  Datapath      // nil: there is none but userspace
-	Cap       turn.Cap      // of an allocation in each direction
+	Caps      turn.Caps     // in each direction
 	Lookups   *Lookups      // of the gates in Settings, nil for none
 	Net       transport.Net // nil: real sockets
 	Logger    zerolog.Logger

@@ -19,7 +19,8 @@ import (
 const (
 	dialTimeout = 30 * time.Second // RFC 6062 section 5.2: at least
 	maxDials    = 8                // of one allocation at once
-	pipeChunk   = 64 << 10         // bytes relayed between two looks at the meter
+	pipeChunk   = 64 << 10         // bytes relayed between two looks at the meters
+	pipePiece   = 4 << 10          // of it, taken from them at once: datagrams take from them too, and do not wait
 	meterWait   = 5 * time.Millisecond
 )
 
@@ -332,11 +333,21 @@ func (c *stream) copy(f *flow, direction int, to, from net.Conn, early []byte, r
 		if limited.N > 0 {
 			return nil // the end
 		}
-		for !f.within(c.server.cap, direction, int(n), int64(c.server.clock().Uptime)) && !f.gone.Load() {
-			time.Sleep(meterWait)
-		}
+		c.wait(f, direction, int(n))
 	}
 	return net.ErrClosed
+}
+
+// wait waits until n bytes are within the cap of each scope.
+func (c *stream) wait(f *flow, direction, n int) {
+	for over := turn.Scope(0); n > 0 && c.server.flows.meters != nil && !f.gone.Load(); {
+		over = c.server.caps.Take(f.words[direction].Load(), over, min(n, pipePiece), int64(c.server.clock().Uptime))
+		if over == turn.Scopes {
+			over, n = 0, n-pipePiece
+			continue
+		}
+		time.Sleep(meterWait)
+	}
 }
 
 // closeWrite says that nothing more will be written.

@@ -18,6 +18,8 @@ const (
 	DropGuarded                  // an address of this host that no live allocation has
 	DropTTL                      // the TTL or hop limit is used up
 	DropMeter                    // over the allocation's cap
+	DropMeterUser                // over its user's
+	DropMeterTotal               // over that of all allocations
 	DropSend                     // the kernel did not take it
 	DropRateLimited              // an answer to somebody unauthenticated beyond the rate
 	DropBusy                     // a request while the writer's queue was full
@@ -29,7 +31,7 @@ const (
 	drops
 )
 
-var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "send", "rate-limited", "busy", "unsupported", "backlog", "mtu", "directory", "adrift"}
+var dropNames = [drops]string{"malformed", "no-allocation", "no-channel", "no-permission", "guarded", "ttl", "meter", "meter-user", "meter-total", "send", "rate-limited", "busy", "unsupported", "backlog", "mtu", "directory", "adrift"}
 
 func (d Drop) String() string { return dropNames[d] }
 

@@ -14,6 +14,7 @@ import (
 // it, the shards read it.
 type flow struct {
 	id      turn.AllocationID
+	holder  turn.Holder
 	at      atomic.Pointer[seat] // where what peers send goes, nil for nowhere
 	sockets []*relayed
 	probes  atomic.Bool // its client has sent with DONT-FRAGMENT
@@ -21,9 +22,9 @@ type flow struct {
 	gone    atomic.Bool // the allocation has ended; caches must not use it
 	grants  atomic.Pointer[grants]
 	token   atomic.Pointer[turn.SealedToken] // that the client proved itself by, nil for none
-	meters  [2]atomic.Pointer[uint64]        // by direction: words of its own, or those a datapath shares
-	own     [2]uint64
-	lent    uint32 // what is to be given back for them, 0 for nothing
+	words   [2]atomic.Pointer[turn.Words]    // by direction, nil where there are no caps
+	own     [2]uint64                        // of them
+	lent    uint32                           // what is to be given back for those that a datapath shares, 0 for nothing
 
 	indications counters // of Send and Data
 	connections peerCounters
@@ -49,12 +50,9 @@ type relayed struct {
 	ended    bool // before its flow; the committer's
 }
 
-func newFlow(id turn.AllocationID) *flow {
-	f := &flow{id: id}
+func newFlow(id turn.AllocationID, h turn.Holder) *flow {
+	f := &flow{id: id, holder: h}
 	f.grants.Store(&noGrants)
-	for d := range f.meters {
-		f.meters[d].Store(&f.own[d])
-	}
 	return f
 }
 
@@ -63,22 +61,6 @@ const (
 	toPeer = iota
 	toClient
 )
-
-// share has f take from the words of m, where m has some left.
-func (f *flow) share(m Meters) {
-	up, down, number := m.TakeMeters(f.id)
-	if up == nil {
-		return
-	}
-	f.lent = number
-	f.meters[toPeer].Store(up)
-	f.meters[toClient].Store(down)
-}
-
-// within takes n bytes from the meter of a direction. False: they are over the allocation's cap.
-func (f *flow) within(c turn.Cap, direction, n int, now int64) bool {
-	return c.Take(f.meters[direction].Load(), n, now)
-}
 
 // channel is the live binding of a number, nil where there is none.
 func (f *flow) channel(n turn.ChannelNumber, now int64) *binding {

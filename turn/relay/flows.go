@@ -17,7 +17,7 @@ type flows struct {
 	byID     map[turn.AllocationID]*flow
 	relayed  stripes[*flow] // by relayed address, for peers on this host
 	sockets  *socketPool
-	meters   Meters   // nil: flows have their own
+	meters   *meters  // nil: there are no caps
 	closing  []socket // of flows that were removed
 	len      atomic.Int64
 	listener func(netip.AddrPort, turn.Protocol) *listener
@@ -100,7 +100,7 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 	for _, e := range r.Events {
 		switch e := e.(type) {
 		case turn.AllocationCreated:
-			f := t.add(e.Allocation, e.Transport == transportTCP, e.Relayed, r.Moment.Uptime+time.Duration(e.Lifetime)*time.Second)
+			f := t.add(newFlow(e.Allocation, turn.HolderOf(e.Realm, e.Username)), e.Transport == transportTCP, e.Relayed, r.Moment.Uptime+time.Duration(e.Lifetime)*time.Second)
 			t.place(f, places{home: e.FiveTuple})
 		case turn.AllocationMoved:
 			on(e.Allocation, func(f *flow) { t.place(f, f.places.move(e.FiveTuple)) })
@@ -146,11 +146,10 @@ func (t *flows) apply(r turn.Record) (final []turn.Event) {
 	return final
 }
 
-// add makes the flow of an allocation, whose sockets the pool has. Its client has no seat yet.
-func (t *flows) add(id turn.AllocationID, tcp bool, addresses []netip.AddrPort, deadline time.Duration) *flow {
-	f := newFlow(id)
+// add adds the flow of an allocation, whose sockets the pool has. Its client has no seat yet.
+func (t *flows) add(f *flow, tcp bool, addresses []netip.AddrPort, deadline time.Duration) *flow {
 	if t.meters != nil {
-		f.share(t.meters)
+		t.meters.give(f)
 	}
 	for _, a := range addresses {
 		s, ok := t.sockets.take(a)
@@ -166,7 +165,7 @@ func (t *flows) add(id turn.AllocationID, tcp bool, addresses []netip.AddrPort, 
 		}
 	}
 	t.mu.Lock()
-	t.byID[id] = f
+	t.byID[f.id] = f
 	t.mu.Unlock()
 	t.len.Add(1)
 	for _, r := range f.sockets {
@@ -196,8 +195,8 @@ func (t *flows) remove(id turn.AllocationID) []turn.Event {
 	if len(f.takers) > 0 {
 		t.conns.close(func(c *peerConn) bool { return c.allocation == id })
 	}
-	if f.lent != 0 {
-		t.meters.ReleaseMeters(f.lent)
+	if t.meters != nil {
+		t.meters.take(f)
 	}
 	return f.changedUsage()
 }
@@ -245,7 +244,7 @@ func (t *flows) release(a netip.AddrPort) {
 
 // adopt makes the flow of an allocation of a replayed state.
 func (t *flows) adopt(a *turn.Allocation) {
-	f := t.add(a.ID, a.TCP(), a.Relayed, a.Deadline.Uptime)
+	f := t.add(newFlow(a.ID, turn.HolderOf(a.Realm, a.Username)), a.TCP(), a.Relayed, a.Deadline.Uptime)
 	f.assume(a)
 	t.place(f, placesOf(a))
 }

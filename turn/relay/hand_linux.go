@@ -105,8 +105,7 @@ func (h *hand) toPeer(r *relayed, peer netip.AddrPort, to *sockaddr, payload []b
 	case !h.server.reachable(peer):
 		st.drop(DropGuarded)
 		return
-	case !r.flow.within(h.server.cap, toPeer, len(payload), h.now):
-		st.drop(DropMeter)
+	case !h.server.within(r.flow, toPeer, len(payload), h.now):
 		return
 	}
 	hp.ttl--

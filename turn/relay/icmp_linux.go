@@ -92,8 +92,7 @@ func (h *shard) tell(r *relayed, peer netip.AddrPort, e turn.ICMPError) {
 	switch {
 	case to == nil, !around.icmp.tells(f), f.gone.Load(), !f.permits(peer.Addr(), h.now):
 		return
-	case !f.within(h.server.cap, toClient, turn.ICMPIndicationSize, h.now):
-		h.server.stats.drop(DropMeter)
+	case !h.server.within(f, toClient, turn.ICMPIndicationSize, h.now):
 		return
 	}
 	tx, peer := h.server.indicationID(), around.shown(peer)

@@ -111,8 +111,7 @@ func (s *Server) netToPeer(r *relayed, peer netip.AddrPort, payload []byte, c *c
 		s.stats.drop(DropGuarded)
 		return
 	}
-	if !r.flow.within(s.cap, toPeer, len(payload), int64(s.clock().Uptime)) {
-		s.stats.drop(DropMeter)
+	if !s.within(r.flow, toPeer, len(payload), int64(s.clock().Uptime)) {
 		return
 	}
 	if _, err := r.socket.(*netSocket).conn.WriteTo(payload, udpAddr(peer)); err != nil {
@@ -141,8 +140,7 @@ func (s *Server) netFromPeer(r *relayed, peer netip.AddrPort, payload []byte) {
 		s.stats.drop(DropAdrift)
 		return
 	}
-	if !f.within(s.cap, toClient, len(payload), int64(s.clock().Uptime)) {
-		s.stats.drop(DropMeter)
+	if !s.within(f, toClient, len(payload), int64(s.clock().Uptime)) {
 		return
 	}
 	c := &f.indications

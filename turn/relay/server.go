@@ -44,7 +44,7 @@ type Server struct {
 
 	flows        flows
 	pool         socketPool
-	cap          turn.Cap // of an allocation in each direction
+	caps         turn.Caps // in each direction
 	gate         atomic.Pointer[turn.Gate]
 	surroundings atomic.Pointer[surroundings]
 	limiter      atomic.Pointer[limiter]
@@ -99,7 +99,9 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("draw entropy: %w", err)
 	}
 	s.flows.byID, s.flows.conns, s.flows.sockets, s.flows.listener = map[turn.AllocationID]*flow{}, &s.conns, &s.pool, s.listenerOf
-	s.cap = c.Cap
+	if s.caps = c.Caps; s.caps != (turn.Caps{}) {
+		s.flows.meters = new(meters)
+	}
 	s.writer = newWriter(s, c.State, c.Settings.Rules)
 	s.use(c.Settings)
 	s.newReplier()
@@ -116,11 +118,8 @@ func New(c Config) (*Server, error) {
 // other has meters, they are shared: the caps hold for both together.
 func (s *Server) Carry(d Datapath) {
 	s.config.Datapath = d
-	if m, ok := d.(Meters); ok && s.cap != (turn.Cap{}) {
-		s.flows.meters = m
-		for _, f := range s.flows.byID {
-			f.share(m)
-		}
+	if m, ok := d.(Meters); ok && s.flows.meters != nil {
+		s.flows.meters.share(m, s.flows.byID)
 	}
 }
 

@@ -242,8 +242,7 @@ func (h *shard) fromPeer(r *relayed, d *datagram) {
 	for rest := d.data; ; {
 		payload := rest[:min(d.segment, len(rest))]
 		switch {
-		case !f.within(h.server.cap, toClient, len(payload), h.now):
-			st.drop(DropMeter)
+		case !h.server.within(f, toClient, len(payload), h.now):
 		case !h.toClient(e, b, d.from, payload, hp):
 			st.drop(DropBacklog)
 		default:

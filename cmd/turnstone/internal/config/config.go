@@ -75,6 +75,8 @@ type Limits struct {
 	MaxPermissions         int      `toml:"max-permissions" flag:"max-permissions" arg:"N" env:"MAX_PERMISSIONS" doc:"Permissions of one allocation."`
 	MaxChannels            int      `toml:"max-channels" flag:"max-channels" arg:"N" env:"MAX_CHANNELS" doc:"Channels of one allocation."`
 	MaxBandwidth           int      `toml:"max-bandwidth" flag:"max-bandwidth" arg:"N" env:"MAX_BANDWIDTH" doc:"Bytes of application data a second that one allocation may relay in each direction, by the kernel and userspace together; 0 for no limit."`
+	MaxBandwidthPerUser    int      `toml:"max-bandwidth-per-user" flag:"max-bandwidth-per-user" arg:"N" env:"MAX_BANDWIDTH_PER_USER" doc:"The same of all allocations of one user together, with time-limited credentials of one user counted as one; 0 for no limit."`
+	MaxBandwidthTotal      int      `toml:"max-bandwidth-total" flag:"max-bandwidth-total" arg:"N" env:"MAX_BANDWIDTH_TOTAL" doc:"The same of all allocations together; 0 for no limit."`
 	DefaultLifetime        Duration `toml:"default-lifetime" flag:"default-lifetime" arg:"DURATION" env:"DEFAULT_LIFETIME" doc:"Lifetime of an allocation whose client asks for none or less."`
 	MaxLifetime            Duration `toml:"max-lifetime" flag:"max-lifetime" arg:"DURATION" env:"MAX_LIFETIME" doc:"Lifetime of an allocation at most."`
 	ChannelRange           string   `toml:"channel-range" flag:"channel-range" arg:"NAME" env:"CHANNEL_RANGE" doc:"Channel numbers clients may bind: rfc5766 (0x4000-0x7FFF), which clients in the field use, or rfc8656 (0x4000-0x4FFF)."`

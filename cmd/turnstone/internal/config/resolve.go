@@ -32,8 +32,8 @@ type Resolved struct {
 	UnauthBurst  int
 	ICMP         relay.ICMP
 	Mobility     bool
-	Cap          turn.Cap // of an allocation in each direction
-	Digest       [32]byte // of the configuration, secrets left out
+	Caps         turn.Caps // in each direction
+	Digest       [32]byte  // of the configuration, secrets left out
 	Data         string
 	AdminSocket  string
 	Metrics      string // empty for none
@@ -89,7 +89,7 @@ type host struct {
 
 func (c *Config) resolve(h host) (Resolved, error) {
 	r := Resolved{
-		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, ICMP: icmpErrors[c.Limits.ICMPErrors], Kernel: c.Kernel, Cap: turn.NewCap(uint64(max(c.Limits.MaxBandwidth, 0))),
+		UnauthRate: c.Limits.UnauthRate, UnauthBurst: c.Limits.UnauthBurst, ICMP: icmpErrors[c.Limits.ICMPErrors], Kernel: c.Kernel, Caps: c.Limits.caps(),
 		Data: c.DataDir(), AdminSocket: c.Socket(), LogFormat: c.Log.Format, Digest: c.digest(),
 		UsersFile: c.Auth.UsersFile, Metrics: c.Metrics, MetricsSet: c.Metrics != DefaultMetrics,
 	}

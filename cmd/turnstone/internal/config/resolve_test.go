@@ -89,6 +89,26 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+func TestResolveCaps(t *testing.T) {
+	c := loopback()
+	c.Limits.MaxBandwidth, c.Limits.MaxBandwidthPerUser, c.Limits.MaxBandwidthTotal = 1000, 2000, 3000
+	r, err := c.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (turn.Caps{turn.ScopeAllocation: turn.NewCap(1000), turn.ScopeUser: turn.NewCap(2000), turn.ScopeTotal: turn.NewCap(3000)}); r.Caps != want {
+		t.Errorf("got caps %+v, want %+v", r.Caps, want)
+	}
+	c = loopback()
+	if r, err = c.Resolve(); err != nil || r.Caps != (turn.Caps{}) {
+		t.Errorf("got caps %+v, %v, want none by default", r.Caps, err)
+	}
+	c.Limits.MaxBandwidthTotal = -1
+	if _, err = c.Resolve(); err == nil || !strings.Contains(err.Error(), "limits.max-bandwidth-total") {
+		t.Errorf("got %v, want the setting that is wrong", err)
+	}
+}
+
 func TestResolveTokenKeys(t *testing.T) {
 	c := loopback()
 	c.Auth.AccessTokenKeys = []string{"one:0x" + strings.Repeat("0f", 32), "two:" + strings.Repeat("1e", 32)}

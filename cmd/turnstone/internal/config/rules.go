@@ -42,6 +42,14 @@ func (c *Config) rules(own []netip.Addr, listeners []relay.Listener, p *problems
 	return r
 }
 
+// caps are the caps of l.
+func (l *Limits) caps() (c turn.Caps) {
+	for s, rate := range [...]int{turn.ScopeAllocation: l.MaxBandwidth, turn.ScopeUser: l.MaxBandwidthPerUser, turn.ScopeTotal: l.MaxBandwidthTotal} {
+		c[s] = turn.NewCap(uint64(max(rate, 0)))
+	}
+	return c
+}
+
 func (l *Limits) check(p *problems) {
 	for _, n := range []struct {
 		key          string
@@ -51,6 +59,8 @@ func (l *Limits) check(p *problems) {
 		{"max-allocations-per-user", l.MaxAllocationsPerUser, 0},
 		{"max-allocations-per-realm", l.MaxAllocationsPerRealm, 0},
 		{"max-bandwidth", l.MaxBandwidth, 0},
+		{"max-bandwidth-per-user", l.MaxBandwidthPerUser, 0},
+		{"max-bandwidth-total", l.MaxBandwidthTotal, 0},
 		{"max-permissions", l.MaxPermissions, 1},
 		{"max-channels", l.MaxChannels, 1},
 		{"max-streams", l.MaxStreams, 1},

@@ -128,9 +128,9 @@ func TestMapping(t *testing.T) {
 		{
 			"Quotas", "user-quota=5\ntotal-quota=100\nmax-bps=64000\nbps-capacity=1000000",
 			func(c *config.Config) {
-				c.Limits.MaxAllocationsPerUser, c.Limits.MaxAllocations, c.Limits.MaxBandwidth = 5, 100, 64000
+				c.Limits.MaxAllocationsPerUser, c.Limits.MaxAllocations, c.Limits.MaxBandwidth, c.Limits.MaxBandwidthTotal = 5, 100, 64000, 1_000_000
 			},
-			[]Fate{Mapped, Mapped, Mapped, Dropped},
+			[]Fate{Mapped, Mapped, Mapped, Mapped},
 		},
 		{"NoQuotas", "user-quota=0\ntotal-quota=0\nmax-bps=0\nbps-capacity=0", func(*config.Config) {}, []Fate{Anyway, Anyway, Anyway, Anyway}},
 		{"Range", "denied-peer-ip=192.0.2.0-192.0.2.255", func(c *config.Config) { c.Peers.Deny = []string{"192.0.2.0/24"} }, []Fate{Mapped}},

@@ -156,7 +156,7 @@ var keys = map[string]key{
 	"user-quota":                 count("limits.max-allocations-per-user"),
 	"total-quota":                count("limits.max-allocations"),
 	"max-bps":                    count("limits.max-bandwidth"),
-	"bps-capacity":               capacity,
+	"bps-capacity":               count("limits.max-bandwidth-total"),
 	"max-allocate-lifetime":      lifetime,
 	"channel-lifetime":           fixed(600, "a channel lasts 10 minutes (RFC 8656 section 12)"),
 	"permission-lifetime":        fixed(300, "a permission lasts 5 minutes (RFC 8656 section 9)"),
@@ -294,17 +294,6 @@ func logLevel(t *translation, e *entry) (verdict, error) {
 		return verdict{fate: Overruled, reason: "verbose is on"}, nil
 	}
 	return t.set("log.level", level, e), nil
-}
-
-func capacity(_ *translation, e *entry) (verdict, error) {
-	n, err := e.number()
-	switch {
-	case err != nil:
-		return verdict{}, err
-	case n == 0:
-		return verdict{fate: Anyway, reason: "there is no limit in total"}, nil
-	}
-	return verdict{fate: Dropped, reason: "there is no limit in total: bound limits.max-allocations and limits.max-bandwidth"}, nil
 }
 
 func lifetime(t *translation, e *entry) (verdict, error) {
