@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,61 +18,115 @@ import (
 
 const secret = "north"
 
-// TestConformance runs coturn's client against the relay, as shared between all TURN servers.
-func TestConformance(t *testing.T) {
+// conformanceRow is a run of coturn's client, as shared between all TURN servers.
+type conformanceRow struct {
+	name    string
+	login   []string
+	args    string // with S4, S6, P4 and P6 for the addresses of server and peer
+	want    int    // messages
+	streams bool   // the server listens on them
+	serve   []string
+	kernel  bool // channels over UDP, which it carries where it relays
+}
+
+// conformanceRows are all runs.
+func conformanceRows() []conformanceRow {
 	rest := turn.TimeLimitedUsername("bob", time.Now().Add(time.Hour))
-	streams := onStreams(t)
 	user, timeLimited := []string{"-u", username, "-w", password}, []string{"-u", "bob", "-W", secret}
-	for _, row := range []struct {
-		name  string
-		login []string
-		args  string
-		want  int
-		serve []string
-	}{
-		{"ChannelData", user, "-e 127.0.0.1 -n 20 -c 127.0.0.1", 20, nil},
-		{"SendAndData", user, "-s -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, nil},
-		{"IPv6", user, "-x -e ::1 -n 20 -c ::1", 20, nil},
-		{"IPv6SendAndData", user, "-s -x -e ::1 -n 20 -c ::1", 20, nil},
-		{"ClientIPv6RelayIPv4", user, "-X -e 127.0.0.1 -n 20 -c ::1", 20, nil},
-		{"ClientIPv4RelayIPv6", user, "-x -e ::1 -n 20 -c 127.0.0.1", 20, nil},
-		{"EvenPortAndToken", user, "-e 127.0.0.1 -n 20 127.0.0.1", 40, nil},
-		{"EvenPortAndTokenIndications", user, "-s -e 127.0.0.1 -n 20 127.0.0.1", 40, nil},
-		{"DontFragment", user, "-g -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, nil},
-		{"DontFragmentIndications", user, "-g -s -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, nil},
-		{"IPv6DontFragment", user, "-g -s -x -e ::1 -n 20 -c ::1", 20, nil},
-		{"TCP", user, "-t -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, streams},
-		{"TCPSendAndData", user, "-t -s -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, streams},
-		{"TCPIPv6", user, "-t -x -e ::1 -n 20 -c ::1", 20, streams},
-		{"TLS", user, "-t -S -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, streams},
-		{"TLSSendAndData", user, "-t -S -s -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, streams},
-		{"DTLS", user, "-S -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, streams},
-		{"DTLSSendAndData", user, "-S -s -e 127.0.0.1 -n 20 -c 127.0.0.1", 20, streams},
-		{"RFC6062", user, "-T -n 20 127.0.0.1", 40, streams},
-		{"LoadTCP", user, "-t -m 50 -n 50 -z 40 -l 160 -e 127.0.0.1 -c 127.0.0.1", 2500, streams},
-		{"REST", timeLimited, "-e 127.0.0.1 -n 20 -c 127.0.0.1", 20, []string{"--auth-secret", "south", "--auth-secret", secret}},
-		{"RESTUsername", []string{"-u", rest, "-w", turn.TimeLimitedPassword([]byte("south"), rest)}, "-e 127.0.0.1 -n 20 -c 127.0.0.1", 20, []string{"--auth-secret", "south", "--auth-secret", secret}},
-		{"Load", user, "-m 200 -n 50 -z 40 -l 160 -e 127.0.0.1 -c 127.0.0.1", 10000, nil},
-	} {
+	secrets := []string{"--auth-secret", "south", "--auth-secret", secret}
+	return []conformanceRow{
+		{"ChannelData", user, "-e P4 -n 20 -c S4", 20, false, nil, true},
+		{"SendAndData", user, "-s -e P4 -n 20 -c S4", 20, false, nil, false},
+		{"IPv6", user, "-x -e P6 -n 20 -c S6", 20, false, nil, true},
+		{"IPv6SendAndData", user, "-s -x -e P6 -n 20 -c S6", 20, false, nil, false},
+		{"ClientIPv6RelayIPv4", user, "-X -e P4 -n 20 -c S6", 20, false, nil, true},
+		{"ClientIPv4RelayIPv6", user, "-x -e P6 -n 20 -c S4", 20, false, nil, true},
+		{"EvenPortAndToken", user, "-e P4 -n 20 S4", 40, false, nil, true},
+		{"EvenPortAndTokenIndications", user, "-s -e P4 -n 20 S4", 40, false, nil, false},
+		{"DontFragment", user, "-g -e P4 -n 20 -c S4", 20, false, nil, true},
+		{"DontFragmentIndications", user, "-g -s -e P4 -n 20 -c S4", 20, false, nil, false},
+		{"IPv6DontFragment", user, "-g -s -x -e P6 -n 20 -c S6", 20, false, nil, false},
+		{"TCP", user, "-t -e P4 -n 20 -c S4", 20, true, nil, false},
+		{"TCPSendAndData", user, "-t -s -e P4 -n 20 -c S4", 20, true, nil, false},
+		{"TCPIPv6", user, "-t -x -e P6 -n 20 -c S6", 20, true, nil, false},
+		{"TLS", user, "-t -S -e P4 -n 20 -c S4", 20, true, nil, false},
+		{"TLSSendAndData", user, "-t -S -s -e P4 -n 20 -c S4", 20, true, nil, false},
+		{"DTLS", user, "-S -e P4 -n 20 -c S4", 20, true, nil, false},
+		{"DTLSSendAndData", user, "-S -s -e P4 -n 20 -c S4", 20, true, nil, false},
+		{"RFC6062", user, "-T -n 20 S4", 40, true, nil, false},
+		{"LoadTCP", user, "-t -m 50 -n 50 -z 40 -l 160 -e P4 -c S4", 2500, true, nil, false},
+		{"REST", timeLimited, "-e P4 -n 20 -c S4", 20, false, secrets, true},
+		{"RESTUsername", []string{"-u", rest, "-w", turn.TimeLimitedPassword([]byte("south"), rest)}, "-e P4 -n 20 -c S4", 20, false, secrets, true},
+		{"Load", user, "-m 200 -n 50 -z 40 -l 160 -e P4 -c S4", 10000, false, nil, true},
+	}
+}
+
+// run runs the client in s, and checks what it counts.
+func (r conformanceRow) run(t *testing.T, s *space, addresses *strings.Replacer) {
+	t.Helper()
+	args := append(slices.Clone(r.login), strings.Fields(addresses.Replace(r.args))...)
+	got := runUclient(t, s, args...)
+	want := uclientTotals{sent: r.want, received: r.want}
+	if got != want && strings.Contains(r.args, "-S") { // its handshakes keep this client from reading in time
+		t.Logf("turnutils_uclient %s: got %+v; once more", r.args, got)
+		got = runUclient(t, s, args...)
+	}
+	if got != want {
+		t.Errorf("turnutils_uclient %s: got %+v, want %+v", r.args, got, want)
+	}
+}
+
+// TestConformance runs coturn's client against the relay, each time a new one.
+func TestConformance(t *testing.T) {
+	streams := onStreams(t)
+	loopback := strings.NewReplacer("S4", "127.0.0.1", "S6", "::1", "P4", "127.0.0.1", "P6", "::1")
+	for _, row := range conformanceRows() {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSpace(t)
 			peer := exec.Command(testenv.Tool(t, "turnutils_peer"), "-L", "127.0.0.1", "-L", "::1", "-p", "3480")
 			s.start(peer)
-			d := startDaemon(t, s, append(onLoopback, row.serve...)...)
-			got := runUclient(t, s, append(row.login, strings.Fields(row.args)...)...)
-			want := uclientTotals{sent: row.want, received: row.want}
-			if got != want && strings.Contains(row.args, "-S") { // its handshakes keep this client from reading in time
-				t.Logf("turnutils_uclient %s: got %+v; once more", row.args, got)
-				got = runUclient(t, s, append(row.login, strings.Fields(row.args)...)...)
+			flags := slices.Concat(onLoopback, row.serve)
+			if row.streams {
+				flags = append(flags, streams...)
 			}
-			if got != want {
-				t.Errorf("turnutils_uclient %s: got %+v, want %+v", row.args, got, want)
-			}
+			d := startDaemon(t, s, flags...)
+			row.run(t, s, loopback)
 			d.stop()
 			d.verify()
 		})
 	}
+}
+
+// TestConformanceInTheKernel runs coturn's client against one relay, whose XDP program carries what goes by channels over UDP.
+func TestConformanceInTheKernel(t *testing.T) {
+	l := newLab(t)
+	flags := []string{
+		"--auth-secret", "south", "--auth-secret", secret, "--kernel-max-channels", "8192",
+		"--listen", "tcp://" + labServer4 + ":3478", "--listen", "tcp://[" + labServer6 + "]:3478",
+		"--listen", "tls://" + labServer4 + ":5349", "--listen", "dtls://" + labServer4 + ":5349",
+	}
+	file := filepath.Join(t.TempDir(), "turn.pem")
+	writeCertificate(t, file, "turn.example.org")
+	d := l.start(append(flags, "--cert", file)...)
+	l.peer.start(exec.Command(testenv.Tool(t, "turnutils_peer"), "-L", labPeer4, "-L", labPeer6, "-p", "3480"))
+	addresses := strings.NewReplacer("S4", labServer4, "S6", labServer6, "P4", labPeer4, "P6", labPeer6)
+	for _, row := range conformanceRows() {
+		t.Run(row.name, func(t *testing.T) {
+			before := d.kernel()
+			row.run(t, l.clients, addresses)
+			after := d.kernel()
+			for _, verdict := range []string{"to-peer", "to-client"} {
+				// A channel's first datagrams may be faster than its flow.
+				if got := after.packets(verdict) - before.packets(verdict); (got > 0) != row.kernel || got > uint64(row.want) {
+					t.Errorf("the kernel relayed %d packets with the verdict %s of %d, want %t", got, verdict, row.want, row.kernel)
+				}
+			}
+		})
+	}
+	d.wantSound()
+	d.stop()
+	d.verify()
 }
 
 // TestConformanceOnOneServer runs the client again and again on one server, whose allocations
