@@ -3,6 +3,7 @@ package test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"testing"
 	"time"
 
@@ -24,25 +25,24 @@ func (l *lab) nomad(at, server string) *nomad {
 	peer := l.peer.listen(addr(labPeer4 + ":6001"))
 	go reflect(peer)
 	n := &nomad{l: l, talker: &talker{channel: 0x4001, back: map[uint64]bool{}, arrived: make(chan struct{}, 1<<16)}}
-	n.at(at, server)
+	n.at(newClient(l.t, l.clients, at, server))
 	n.took(n.must(n.request(stun.MethodAllocate, transport(), stun.RawAttribute{Type: attrMobilityTicket})))
 	n.bind(n.channel, addr(labPeer4+":6001"))
 	return n
 }
 
-// at has the client speak from another address from now on, and yields the one before.
-func (n *nomad) at(at, server string) *client {
-	n.l.t.Helper()
+// at has the client speak from another socket from now on, and yields the one before.
+func (n *nomad) at(c *client) *client {
 	before := n.client
-	n.client = newClient(n.l.t, n.l.clients, at, server)
-	n.onData(n.heard)
+	n.client = c
+	c.onData(n.heard)
 	return before
 }
 
-// moves moves the allocation to another address, and yields the client there was. Nothing is said from the new one yet.
-func (n *nomad) moves(at, server string) *client {
+// moves moves the allocation to another socket, and yields the one there was. Nothing is said from the new one yet.
+func (n *nomad) moves(c *client) *client {
 	n.t.Helper()
-	before := n.at(at, server)
+	before := n.at(c)
 	n.took(n.must(n.request(stun.MethodRefresh, stun.RawAttribute{Type: attrMobilityTicket, Value: n.ticket})))
 	return before
 }
@@ -84,13 +84,13 @@ func TestKernelFollowsAMobileClient(t *testing.T) {
 	d.offloaded(flows)
 	c.talksByKernel(d, n)
 
-	home := c.moves("192.0.2.3:5002", labServer4+":3478")
+	home := c.moves(newClient(t, l.clients, "192.0.2.3:5002", labServer4+":3478"))
 	c.from(home, func() { c.talksByKernel(d, n) })
 	d.wantKernelAgain(c.talker, "the kernel relays where the client is")
 	c.talksByKernel(d, n)
 	d.wantSilent(home)
 
-	home = c.moves("["+labClient6+"]:5003", "["+labServer6+"]:3478")
+	home = c.moves(newClient(t, l.clients, "["+labClient6+"]:5003", "["+labServer6+"]:3478"))
 	c.from(home, func() { c.talksByKernel(d, n) })
 	d.wantKernelAgain(c.talker, "the kernel relays where the client is")
 	c.talksByKernel(d, n)
@@ -102,7 +102,7 @@ func TestKernelFollowsAMobileClient(t *testing.T) {
 	d.start()
 	c.talksByKernel(d, n)
 
-	home = c.moves(labClient4+":5004", labServer4+":3478")
+	home = c.moves(newClient(t, l.clients, labClient4+":5004", labServer4+":3478"))
 	d.kill()
 	c.from(home, func() { c.talk(n, func(int) int { return 100 }) })
 	d.start()
@@ -117,6 +117,51 @@ func TestKernelFollowsAMobileClient(t *testing.T) {
 	d.wantSound()
 	if left := d.left(); fmt.Sprint(left) != "[moved moved moved]" {
 		t.Errorf("five-tuples were left for %v, want three moves", left)
+	}
+}
+
+// TestKernelFollowsAClientBetweenTransports has one move from UDP to TCP, where userspace relays, and back.
+func TestKernelFollowsAClientBetweenTransports(t *testing.T) {
+	l := newLab(t)
+	d := l.start("--listen", "tcp://"+labServer4+":3478")
+	const n = 200
+	c := l.nomad(labClient4+":5001", labServer4+":3478")
+	d.offloaded(4)
+	c.talksByKernel(d, n)
+	var conn net.Conn
+	l.clients.do(func() (err error) {
+		conn, err = net.Dial("tcp", labServer4+":3478")
+		return err
+	})
+	home := c.moves(newStreamClient(t, conn, labServer4+":3478"))
+	c.from(home, func() { c.talksByKernel(d, n) })
+	c.talk(1, func(int) int { return 100 })
+	eventually(t, "the kernel relays for the client no more", func() error {
+		if st := d.kernel(); st.Lag != 0 || st.Absent["the client's transport is a stream"] != 2 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	d.wantByKernel("on a stream", map[string]uint64{"to-peer": 0, "to-client": 0}, func() {})
+	user := d.status()
+	c.talk(n, func(int) int { return 100 })
+	if got := d.status().ToPeer.Packets - user.ToPeer.Packets; got != n {
+		t.Errorf("userspace relayed %d packets of a client on a stream, want %d", got, n)
+	}
+	d.wantSilent(home)
+	stream := c.moves(newClient(t, l.clients, labClient4+":5002", labServer4+":3478"))
+	c.from(stream, func() { c.talk(n, func(int) int { return 100 }) })
+	_ = stream.conn.Close()
+	eventually(t, "the kernel carries the channel, without a word from where the client is", func() error {
+		if st := d.kernel(); st.Lag != 0 || st.Flows < 4 || len(st.Absent) != 0 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	c.talksByKernel(d, n)
+	c.wantNoLoss()
+	if left := d.left(); fmt.Sprint(left) != "[moved stream-closed]" {
+		t.Errorf("five-tuples were left for %v, want a move and the end of the stream", left)
 	}
 }
 
@@ -161,7 +206,7 @@ func TestKernelLosesNothingOfAClientThatMoves(t *testing.T) {
 	for i := range 6 {
 		at := []string{"192.0.2.3:0", labClient4 + ":0"}[i%2]
 		stop := c.speak(c.client, 2*time.Millisecond)
-		c.moves(at, labServer4+":3478")
+		c.moves(newClient(t, l.clients, at, labServer4+":3478"))
 		stop()
 		before := d.kernel().packets("to-peer")
 		stop = c.speak(c.client, 2*time.Millisecond)

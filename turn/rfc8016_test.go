@@ -13,7 +13,7 @@ func moving(who *caller, bring func(*core, []byte) []byte) func(*core) *answerSe
 var rfc8016 = []requirement{
 	{
 		section: "3", text: "An allocation follows its client to another address.",
-		by: "turn:move turn/relay:Server.arrive", tests: "turn:TestTranscripts/mobility turn/relay:TestClientMoves turn/relay:TestClientMovesBetweenTransports turn/relay:TestMovesOutliveTheServer test:TestKernelFollowsAMobileClient",
+		by: "turn:move turn/relay:Server.arrive", tests: "turn:TestTranscripts/mobility turn/relay:TestClientMoves turn/relay:TestClientMovesBetweenTransports turn/relay:TestMovesOutliveTheServer test:TestKernelFollowsAMobileClient test:TestKernelFollowsAClientBetweenTransports",
 	},
 	{
 		section: "3.1.2", text: "Where mobility is not to be, an Allocate that asks for it is refused.",
