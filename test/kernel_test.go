@@ -16,8 +16,6 @@ import (
 	"time"
 	"unsafe"
 
-	"turnstone/internal/testenv"
-
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
