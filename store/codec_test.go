@@ -66,6 +66,10 @@ func drawValue(t *rapid.T, v reflect.Value) {
 	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		shift := rapid.IntRange(0, v.Type().Bits()-1).Draw(t, "shift")
 		v.SetUint(rapid.Uint64().Draw(t, "uint") >> (64 - v.Type().Bits()) >> shift)
+	case reflect.Int64:
+		v.SetInt(rapid.Int64().Draw(t, "int"))
+	case reflect.Bool:
+		v.SetBool(rapid.Bool().Draw(t, "bool"))
 	default:
 		t.Fatalf("cannot draw a %s", v.Type())
 	}

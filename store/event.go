@@ -131,6 +131,8 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindRollbackFound:       decode[turn.RollbackFound],
 	turn.KindSegmentForgotten:    decode[turn.SegmentForgotten],
 	turn.KindSegmentClosed:       decode[turn.SegmentClosed],
+	turn.KindSliceTaken:          decode[turn.SliceTaken],
+	turn.KindOriginNoted:         decode[turn.OriginNoted],
 	turn.KindProgramAttached:     decode[turn.ProgramAttached],
 	turn.KindProgramReplaced:     decode[turn.ProgramReplaced],
 	turn.KindDriftRepaired:       decode[turn.DriftRepaired],

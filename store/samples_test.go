@@ -108,6 +108,11 @@ var samples = []sample{
 	}}},
 	{"SegmentForgotten", turn.SegmentForgotten{Segment: 3, First: 1000, Last: 1999, By: "uid 0"}},
 	{"SegmentClosed", turn.SegmentClosed{Segment: 4}},
+	{"SliceTaken", turn.SliceTaken{Source: turn.LogID{9, 8}, Epoch: 2, Allocation: 17, Size: 4711, Root: digest(7), Checkpoint: "turnstone/09\n4711\n"}},
+	{"SliceTaken/anonymised", turn.SliceTaken{Source: turn.LogID{9, 8}, Epoch: 1, Allocation: 17, Anonymised: true}},
+	{"OriginNoted", turn.OriginNoted{Seq: 1000, Proof: [][32]byte{digest(8), digest(9)}}},
+	{"OriginNoted/sealed", turn.OriginNoted{Seq: 1001, Proof: [][32]byte{digest(8)}, Stored: []byte{0x82, 1, 0x41, 2}, Key: []byte{1, 2, 3}}},
+	{"OriginNoted/left-out", turn.OriginNoted{Seq: 1002}},
 }
 
 // traffic makes records that a log could hold: each event fits the state that those before it leave.

@@ -58,8 +58,11 @@ const (
 
 	KindSegmentForgotten Kind = 44
 	KindSegmentClosed    Kind = 45
-	KindRelaysChanged   Kind = 46
-	KindAttemptsRefused Kind = 47
+	KindRelaysChanged    Kind = 46
+	KindAttemptsRefused  Kind = 47
+
+	KindSliceTaken  Kind = 48
+	KindOriginNoted Kind = 49
 
 	KindProgramAttached Kind = 50
 	KindProgramReplaced Kind = 51
@@ -433,6 +436,27 @@ type SegmentClosed struct {
 	Segment uint64 `cbor:"1,keyasint"`
 }
 
+// SliceTaken says that what follows is the history of one allocation, copied out of another log, where it stood under
+// other sequences (see [OriginNoted]).
+type SliceTaken struct {
+	Source     LogID        `cbor:"1,keyasint"`
+	Epoch      uint64       `cbor:"2,keyasint"` // of the source
+	Allocation AllocationID `cbor:"3,keyasint"`
+	Size       Seq          `cbor:"4,keyasint"` // events of the source that the proofs are about; 0: there are no proofs
+	Root       [32]byte     `cbor:"5,keyasint"` // RFC 6962 root over them
+	Checkpoint string       `cbor:"6,keyasint"` // the signed note about them, empty where there is none
+	Anonymised bool         `cbor:"7,keyasint"` // addresses and names are others
+}
+
+// OriginNoted says which event of the source the one before it in its record is. Where it follows none it
+// stands for one that was left out: for the moment of it.
+type OriginNoted struct {
+	Seq    Seq        `cbor:"1,keyasint"`
+	Proof  [][32]byte `cbor:"2,keyasint"` // RFC 6962 section 2.1.1, from the leaf up; empty where there is none
+	Stored []byte     `cbor:"3,keyasint"` // as the source has it, where it is sealed there
+	Key    []byte     `cbor:"4,keyasint"` // what opens Stored, and nothing else
+}
+
 // ProgramAttached says that the XDP program was attached to an interface.
 type ProgramAttached struct {
 	Interface string   `cbor:"1,keyasint"`
@@ -495,6 +519,8 @@ func (ConnectionBound) Kind() Kind     { return KindConnectionBound }
 func (PeerDisconnected) Kind() Kind    { return KindPeerDisconnected }
 func (SegmentRetired) Kind() Kind      { return KindSegmentRetired }
 func (SnapshotTaken) Kind() Kind       { return KindSnapshotTaken }
+func (SliceTaken) Kind() Kind          { return KindSliceTaken }
+func (OriginNoted) Kind() Kind         { return KindOriginNoted }
 func (RollbackFound) Kind() Kind       { return KindRollbackFound }
 func (SegmentForgotten) Kind() Kind    { return KindSegmentForgotten }
 func (SegmentClosed) Kind() Kind       { return KindSegmentClosed }
