@@ -63,6 +63,12 @@ func parseCheckpoint(text string) (c Checkpoint, err error) {
 	return c, nil
 }
 
+// ParseCheckpoint is the checkpoint in a note, whoever signed it.
+func ParseCheckpoint(signed []byte) (Checkpoint, error) {
+	text, _, _ := bytes.Cut(signed, []byte("\n\n"))
+	return parseCheckpoint(string(text) + "\n")
+}
+
 // unhex fills dst with what s is in hexadecimal.
 func unhex(dst []byte, s string) error {
 	b, err := hex.DecodeString(s)

@@ -24,8 +24,7 @@ type Proof struct {
 // ProveAgainst is the proof of the events with these sequences against a signed checkpoint of the log, which is not checked
 // for who signed it.
 func (p *Prover) ProveAgainst(signed []byte, seqs ...turn.Seq) (Proof, error) {
-	text, _, _ := bytes.Cut(signed, []byte("\n\n"))
-	c, err := parseCheckpoint(string(text) + "\n")
+	c, err := ParseCheckpoint(signed)
 	if err != nil {
 		return Proof{}, err
 	}

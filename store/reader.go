@@ -62,6 +62,9 @@ func (r *Reader) Keys() *Keyring { return r.keys }
 // UseKeys has r read encrypted segments with other keys.
 func (r *Reader) UseKeys(k *Keyring) { r.keys = k }
 
+// File is the file that r reads.
+func (r *Reader) File() string { return r.file }
+
 func (r *Reader) view(f func(*bbolt.Tx) error) error {
 	if err := unlocked(r.file); err != nil {
 		return err

@@ -14,6 +14,12 @@ type Hash [sha256.Size]byte
 
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
+// MarshalText is h in hexadecimal.
+func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// UnmarshalText is the opposite of MarshalText.
+func (h *Hash) UnmarshalText(b []byte) error { return unhex(h[:], string(b)) }
+
 // leafHash is the RFC 6962 hash of the leaf of event seq: which event of the
 // log it is and when it happened, then its stored form.
 func (h *hasher) leafHash(seq turn.Seq, m turn.Moment, event []byte) Hash {

@@ -49,7 +49,8 @@ type served struct {
 	drained      atomic.Bool
 	users        usersState
 	lookups      *relay.Lookups // at the hook, nil for none
-	reload       sync.Mutex     // one reload at a time
+	checkpoints  checkpoints
+	reload       sync.Mutex // one reload at a time
 }
 
 // settings are what the relay runs by, and the ICE servers to print for a demo.
@@ -152,6 +153,7 @@ var needRestart = map[string]bool{
 	"proxy-protocol-from": true, "limits.max-streams": true, "limits.max-idle-streams": true,
 	"auth.http-url": true, "auth.http-token": true, "auth.http-timeout": true, "auth.http-cache": true, "auth.http-fresh": true,
 	"auth.http-rate": true, "auth.http-keys": true,
+	"log.checkpoint-file": true, "log.checkpoint-url": true,
 }
 
 // Reload reads the configuration again. It yields the settings that have changed and need a

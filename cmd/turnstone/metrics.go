@@ -20,7 +20,7 @@ func (d *served) sources() metrics.Sources {
 		Counters: d.relay.Counters, Ready: d.relay.Ready, Draining: d.drained.Load, Room: d.store.Room, Allocations: d.relay.Allocations,
 		FreeBytes: d.store.FreeBytes, CertificateExpiry: d.certificates.Expires, Kernel: d.measureKernel, Version: version(),
 		Users: func() int { return d.now.Load().resolved.CountUsers() }, UsersBroken: d.users.broken.Load,
-		Lookups: d.lookupCounters,
+		Lookups: d.lookupCounters, Checkpoints: d.checkpoints.counters,
 	}
 }
 

@@ -127,6 +127,7 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	if d.kernel != nil {
 		d.relay.Carry(d.kernel)
 	}
+	d.newSinks(r.Publication)
 	return d.run(ctx, cause, sealed, demo, stdout)
 }
 
@@ -161,6 +162,7 @@ func (d *served) run(ctx context.Context, cause func() string, sealed uint64, de
 	}
 	group.Go(func() error { return admin.NewServer(d, d.store, d.clock).Serve(aside, socket) })
 	group.Go(func() error { return ignoreEnd(d.store.Background(aside, sealed, d.relay.Record)) })
+	group.Go(func() error { d.keepCheckpoints(aside); return nil })
 	group.Go(func() error { return d.watchSignals(aside) })
 	group.Go(func() error { return d.watchUsers(aside) })
 	group.Go(func() error { return d.certificates.Watch(aside, certificatesEvery) })

@@ -24,6 +24,7 @@ type Daemon interface {
 	Reload(ctx context.Context) (restart []string, err error)
 	Drain(ctx context.Context, on bool) error
 	Kernel
+	Signer
 }
 
 // Server serves the admin interface.
@@ -56,6 +57,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 		reply(w, struct{}{}, s.daemon.Drain(r.Context(), r.FormValue("on") != "false"))
 	})
 	kernelRoutes(mux, d)
+	checkpointRoutes(mux, d, log)
 	s.http = http.Server{Handler: crash.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
 	return s
 }

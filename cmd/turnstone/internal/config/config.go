@@ -110,6 +110,9 @@ type Log struct {
 	Privacy   string   `toml:"privacy" flag:"log-privacy" arg:"FORM" env:"LOG_PRIVACY" doc:"How events about clients are kept in the event log: plain, or encrypted, each segment under a key of its own in the data directory, so that it can be forgotten. See docs/privacy.md."`
 	ForgetAge Duration `toml:"forget-age" flag:"log-forget-age" arg:"DURATION" env:"LOG_FORGET_AGE" doc:"Age at which the keys of encrypted segments are erased, so that nobody can read them any more; unlimited for only when turnstone log forget says so."`
 	Usernames string   `toml:"usernames" flag:"log-usernames" arg:"FORM" env:"LOG_USERNAMES" doc:"How users are named in the event log and in all output: plain, or hashed, by a pseudonym that takes a key in the data directory to be found from a name."`
+
+	CheckpointFile string `toml:"checkpoint-file" flag:"log-checkpoint-file" arg:"PATH" env:"LOG_CHECKPOINT_FILE" doc:"File that signed checkpoints of the event log are appended to, besides the one in the data directory: best on another machine, out of the reach of whoever can change the log."`
+	CheckpointURL  string `toml:"checkpoint-url" flag:"log-checkpoint-url" arg:"URL" env:"LOG_CHECKPOINT_URL" doc:"URL that signed checkpoints of the event log are sent to, each in the body of an HTTP POST."`
 }
 
 // Duration is a time.Duration that is written 10m, 1h30m, or unlimited, which is negative.

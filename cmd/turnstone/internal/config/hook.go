@@ -25,7 +25,7 @@ func (c *Config) hook(p *problems) Hook {
 	h := Hook{URL: a.HTTPURL, Token: a.HTTPToken, Lookup: relay.LookupConfig{
 		Timeout: time.Duration(a.HTTPTimeout), Keep: time.Duration(a.HTTPCache), Fresh: time.Duration(a.HTTPFresh), Rate: a.HTTPRate,
 	}}
-	p.check("auth.http-url", hookURL(a.HTTPURL))
+	p.check("auth.http-url", plainURL(a.HTTPURL, "use auth.http-token"))
 	if strings.ContainsAny(a.HTTPToken, "\r\n") {
 		p.check("auth.http-token", errors.New("it has more than one line"))
 	}
@@ -45,8 +45,8 @@ func (c *Config) hook(p *problems) Hook {
 	return h
 }
 
-// hookURL checks a URL, without showing it: it may have a secret in it.
-func hookURL(s string) error {
+// plainURL checks a URL, without showing it: it may have a secret in it. Instead says what to do about that.
+func plainURL(s, instead string) error {
 	if s == "" {
 		return nil
 	}
@@ -55,7 +55,7 @@ func hookURL(s string) error {
 	case err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https"):
 		return errors.New("it is no URL like https://example.org/users")
 	case u.User != nil:
-		return errors.New("it has a name or password in it, which is shown where it should not be: use auth.http-token")
+		return errors.New("it has a name or password in it, which is shown where it should not be: " + instead)
 	}
 	return nil
 }

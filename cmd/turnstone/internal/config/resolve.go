@@ -46,6 +46,7 @@ type Resolved struct {
 	ForgetAge    time.Duration // of encrypted segments, 0 for any
 	HashNames    bool          // users are named by pseudonyms
 
+	Publication    Publication
 	Hook           Hook
 	UsersFile      string         // empty for none
 	UsersIdentity  users.Identity // of the file that the users in Gate are from
@@ -54,6 +55,9 @@ type Resolved struct {
 	staticRealms   []turn.RealmConfig
 	digest         [32]byte // without the file
 }
+
+// Publication says where checkpoints of the log are published; empty for nowhere.
+type Publication struct{ File, URL string }
 
 // levels of the log.
 var levels = []string{"trace", "debug", "info", "warn", "error"}
@@ -127,6 +131,8 @@ func (c *Config) resolve(h host) (Resolved, error) {
 	}
 	c.checkKernel(&p)
 	p.check("log.level", oneOf(c.Log.Level, levels...))
+	r.Publication = Publication{File: c.Log.CheckpointFile, URL: c.Log.CheckpointURL}
+	p.check("log.checkpoint-url", plainURL(c.Log.CheckpointURL, "whoever takes checkpoints sees by their signatures whose they are"))
 	p.check("log.format", oneOf(c.Log.Format, "auto", "json", "console"))
 	c.privacy(&r, &p)
 	if err := errors.Join(p...); err != nil {

@@ -32,6 +32,13 @@ type Sources struct {
 	Users             func() int                          // of the configuration and the file
 	UsersBroken       func() bool                         // the file of users cannot be read
 	Lookups           func() (relay.LookupCounters, bool) // false where there is no hook
+	Checkpoints       func() Checkpoints
+}
+
+// Checkpoints counts those of the log.
+type Checkpoints struct {
+	Signed   uint64
+	Failures map[string]uint64 // by what failed
 }
 
 // Handler serves /metrics, /healthz and /readyz.
@@ -94,6 +101,8 @@ var (
 	usersBroken = desc("users_file_broken", "1 while the file of users cannot be read, and the users before are in force.")
 	lookups     = desc("lookups_total", "Questions to the hook for users by outcome; refused are requests beyond the rates.", "outcome")
 	waiting     = desc("lookups_waiting", "Requests that wait for the hook.")
+	checkpoints = desc("log_checkpoints_total", "Checkpoints of the log that were signed.")
+	unsigned    = desc("log_checkpoint_failures_total", "Failures to sign a checkpoint, or to publish one to a file or a URL elsewhere.", "at")
 	recoveries  = desc("log_recoveries_total", "Commits whose outcome was not known, after which the log was opened again.")
 
 	attached = desc("kernel_attached_interfaces", "Interfaces that have the XDP program.")
@@ -112,7 +121,7 @@ var (
 // descs are all metrics of the daemon's own.
 var descs = []*prometheus.Desc{
 	info, ready, draining, room, freeBytes, allocations, packets, bytes, dropped, streams, noStreams, cutOff, expiry, requests, replies, commits, events, recoveries,
-	users, usersBroken, lookups, waiting,
+	users, usersBroken, lookups, waiting, checkpoints, unsigned,
 	attached, flowsIn, slots, used, absent, hops, lag, drift, failures, memory, verdicts,
 }
 
@@ -169,6 +178,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		count(lookups, l.Failed, "failed")
 		count(lookups, l.Refused, "refused")
 		gauge(waiting, float64(l.Waiting))
+	}
+	k := c.Checkpoints()
+	count(checkpoints, k.Signed)
+	for at, v := range k.Failures {
+		count(unsigned, v, at)
 	}
 	if st, ok := c.Kernel(); ok {
 		collectKernel(st, gauge, count)

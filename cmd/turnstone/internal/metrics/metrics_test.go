@@ -27,6 +27,7 @@ func sources(ready bool, room turn.Room) Sources {
 		Lookups: func() (relay.LookupCounters, bool) {
 			return relay.LookupCounters{Found: 29, None: 31, Failed: 37, Refused: 41, Waiting: 43}, true
 		},
+		Checkpoints: func() Checkpoints { return Checkpoints{Signed: 47, Failures: map[string]uint64{"url": 53}} },
 		Kernel: func() (kernel.Status, bool) {
 			return kernel.Status{Flows: 4, Verdicts: []kernel.VerdictCounts{
 				{Verdict: "to-peer", Packets: 17, Bytes: 170}, {Verdict: "to-channel", Packets: 1, Bytes: 10}, {Verdict: "miss", Packets: 19},
@@ -58,6 +59,8 @@ func TestMetricsTellWhatIsCounted(t *testing.T) {
 		`turnstone_lookups_total{outcome="none"} 31`,
 		`turnstone_lookups_total{outcome="failed"} 37`,
 		`turnstone_lookups_waiting 43`,
+		`turnstone_log_checkpoints_total 47`,
+		`turnstone_log_checkpoint_failures_total{at="url"} 53`,
 		`turnstone_users_file_broken 1`,
 		`turnstone_streams{protocol="tls"} 23`,
 		`turnstone_streams_refused_total 29`,
