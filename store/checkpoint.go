@@ -79,6 +79,14 @@ func unhex(dst []byte, s string) error {
 	return err
 }
 
+// CheckKey says what is wrong with a verifier key, NAME+HASH+KEY.
+func CheckKey(key string) error {
+	if _, err := note.NewVerifier(key); err != nil {
+		return fmt.Errorf("%q is no key of the form that turnstone log key prints: %w", key, err)
+	}
+	return nil
+}
+
 // OpenCheckpoint is the checkpoint in a signed note, if one of keys, verifier keys of the form NAME+HASH+KEY, has
 // signed it for its own log.
 func OpenCheckpoint(signed []byte, keys ...string) (Checkpoint, error) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 
 	"turnstone/cmd/turnstone/internal/output"
@@ -159,6 +158,3 @@ func (s *logSource) prove(ctx context.Context, seqs []turn.Seq) (store.Proof, er
 	}
 	return s.reader.Prover().ProveAgainst(last, seqs...)
 }
-
-// readable is the form of events in proofs.
-func readable(e turn.Event) any { return fields(reflect.ValueOf(e)) }

@@ -23,12 +23,18 @@ type reportRow struct {
 }
 
 func logVerify(o *options) *cobra.Command {
+	var proof string
+	var keys []string
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Check that the log is what was written", Args: cobra.NoArgs,
 		Long: "Checks every record (CRC-32C, gapless sequences, hash chain, RFC 6962 tree heads), that all events decode and\nfold, and of a file that no daemon has open also its pages and that each snapshot is the fold of the records\nbefore it. Exits 3 where something does not hold, and says where.",
 		Example: `  turnstone log verify
-  turnstone log verify --db copy-of-log.db && echo good`,
+  turnstone log verify --db copy-of-log.db && echo good
+  turnstone log verify --proof proof.json --key "$(cat relay1.key)" -o table`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if proof != "" {
+				return verifyProof(cmd, o, proof, keys)
+			}
 			source, err := o.openLog(cmd.Context())
 			if err != nil {
 				return err
@@ -47,6 +53,8 @@ func logVerify(o *options) *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().StringVar(&proof, "proof", "", "Check the proof in this `FILE` (- for stdin), by the key alone: no log is needed.")
+	cmd.Flags().StringArrayVar(&keys, "key", nil, "`KEY`, as turnstone log key prints it, that must have signed; several are possible.")
 	o.logFlags(cmd)
 	o.outputFlag(cmd)
 	return cmd

@@ -71,7 +71,7 @@ func TestScript(t *testing.T) {
 			"get": get, "damage": damage, "emptydb": emptyDB, "absent": absent, "reports": reports,
 			"absentkeys": absentKeys, "awaitlog": awaitLog, "awaittext": awaitText, "awaitsocket": awaitSocket, "credential": credential, "demo": demo,
 			"recipe": recipe, "mode": mode, "awaitget": awaitGet,
-			"hook": hookServer, "requests": requests,
+			"line": firstLine, "hook": hookServer, "requests": requests,
 		},
 	})
 }
@@ -302,6 +302,12 @@ func awaitSocket(ts *testscript.TestScript, _ bool, args []string) {
 		_, err := admin.NewClient(ts.MkAbs(args[0])).Status(context.Background())
 		return err == nil
 	})
+}
+
+// line NAME FILE: the variable is set to the first line of the file.
+func firstLine(ts *testscript.TestScript, _ bool, args []string) {
+	text, _, _ := strings.Cut(ts.ReadFile(args[1]), "\n")
+	ts.Setenv(args[0], text)
 }
 
 // credential NAME PASSWORD: the variables are set to what the CSV of the last command has.
