@@ -127,6 +127,8 @@ type Request struct {
 	Realm     string
 	Entropy   [32]byte // for an Allocate or Connect, set by the caller: ports, tokens and ids are drawn from it
 
+	given         string // the name that the client has given, for the gate alone
+	named         bool   // the configuration or a directory has it
 	nonceReturned bool
 	malformed     bool // an attribute of the method does not decode
 	key           []byte

@@ -18,15 +18,18 @@ const (
 )
 
 // Lookup tells what is known of a user that [GateConfig] does not name: with Present and Dated the
-// keys. It does not wait. It is called from any goroutine.
+// keys. It does not wait. It is called from any goroutine. With [GateConfig.HashNames] usernames are pseudonyms.
 type Lookup func(realm, username string) (User, Presence)
 
 // UnaskedError says that a request waits for a directory: it is to be admitted again
 // once that has been asked for the user. Its source has returned a nonce.
-type UnaskedError struct{ Realm, Username string }
+type UnaskedError struct {
+	Realm, Username string
+	As              string // the username that [Lookup] knows the user by
+}
 
 func (e *UnaskedError) Error() string {
-	return fmt.Sprintf("the directory has to be asked for %q", e.Username)
+	return fmt.Sprintf("the directory has to be asked for %q", e.As)
 }
 
 // codeUnasked is what authenticate yields where there is an [UnaskedError].
@@ -47,7 +50,7 @@ func (g *Gate) find(r *realm, username string) (keys, Presence) {
 	if !g.looksUp(username) {
 		return keys{}, Absent
 	}
-	u, presence := g.Lookup(r.name, username)
+	u, presence := g.Lookup(r.name, g.lookedUp(username))
 	return keys{u.Key, u.KeySHA256}, presence
 }
 

@@ -35,6 +35,8 @@ type GateConfig struct {
 	CredentialGrace time.Duration // how long past its expiry a time-limited credential may refresh; <0: without end
 	Lookup          Lookup        // of a directory, nil for none
 	LookupSHA256    bool          // it knows the SHA-256 keys of everybody
+	Pseudonyms      *Pseudonyms   // that users may be held by; nil: they are not
+	HashNames       bool          // users are called by Pseudonyms from here on
 	Discoveries     []Discovery   // where RFC 5780 is served
 }
 
@@ -81,10 +83,12 @@ func (g *Gate) Admit(t FiveTuple, frame []byte, held SealedToken, m Moment) (*Re
 	}
 	list, p := proven(msg)
 	r := g.realms.of(t, list)
-	switch code := g.authenticate(q, r, msg, list, p, held, m); code {
+	code := g.authenticate(q, r, msg, list, p, held, m)
+	q.Username = g.called(q.given, q.named, q.key != nil)
+	switch code {
 	case 0:
 	case codeUnasked:
-		return nil, nil, &UnaskedError{q.Realm, q.Username}
+		return nil, nil, &UnaskedError{Realm: q.Realm, Username: q.given, As: g.lookedUp(q.given)}
 	default:
 		return nil, g.refuse(q, r, code, m), nil
 	}
@@ -244,21 +248,23 @@ func (g *Gate) authenticate(q *Request, r *realm, msg *stun.Message, list stun.A
 		return CodeBadRequest
 	}
 	q.nonceReturned = g.nonceValid(c.nonce, q.FiveTuple.Client, m)
-	q.Username, q.Realm, q.sha256 = string(bareName(c.name)), r.name, c.negotiates()
+	q.given, q.Realm, q.sha256 = string(bareName(c.name)), r.name, c.negotiates()
 	if c.hash != nil {
-		q.Username = r.names[[sha256.Size]byte(c.hash)]
+		q.given = r.names[[sha256.Size]byte(c.hash)]
 	}
-	if token := g.tokens.presented(&c, q.Username, held); token != nil {
+	q.named = g.named(r, q.given)
+	if token := g.tokens.presented(&c, q.given, held); token != nil {
 		return g.authorize(q, msg, p, token, c.token != nil, m)
 	}
 	if g.Lookup != nil && !q.nonceReturned {
 		return CodeStaleNonce // before names are looked up, so that all look alike
 	}
-	user, presence := g.find(r, q.Username)
+	user, presence := g.find(r, q.given)
 	if presence == Unasked {
 		return codeUnasked
 	}
-	q.key = g.verify(r, msg, p, a, q.Username, user)
+	q.key = g.verify(r, msg, p, a, q.given, user)
+	q.named = q.named || presence != Absent
 	switch {
 	case q.key == nil && presence == Dated:
 		return codeUnasked
@@ -300,7 +306,7 @@ func (g *Gate) TakesTokens() bool { return g.tokens.keys != nil }
 // authorize fills in the key of q that token gives, or says with what code to refuse: the token
 // has to open, prove msg and be good at m (RFC 7635 section 7).
 func (g *Gate) authorize(q *Request, msg *stun.Message, p proof, token SealedToken, shown bool, m Moment) int {
-	t, err := g.tokens.open(q.Username, token)
+	t, err := g.tokens.open(q.given, token)
 	key := t.Key
 	if err != nil {
 		key = g.NonceKey[:] // nobody has that
@@ -322,7 +328,7 @@ func (g *Gate) authorize(q *Request, msg *stun.Message, p proof, token SealedTok
 // current says whether the time-limited credential of q may still do what q asks. Its expiry ends new
 // allocations, and after the grace everything but giving up what it holds.
 func (g *Gate) current(q *Request, m Moment) bool {
-	expiry, _, _ := timeLimited(q.Username)
+	expiry, _, _ := timeLimited(q.given)
 	over := m.WallTime().Sub(expiry)
 	switch {
 	case over < 0:
@@ -338,7 +344,7 @@ func (g *Gate) current(q *Request, m Moment) bool {
 // was no time-limited credential, but that of a static user who is gone. One that a
 // directory may have lives on until that has been asked.
 func (g *Gate) Knows(realm, username string, created Moment) bool {
-	if _, presence := g.find(g.realms.named(realm), username); presence != Absent || g.tokens.keys[username] != nil {
+	if g.holds(g.realms.named(realm), username) != Absent {
 		return true
 	}
 	expiry, _, limited := timeLimited(username)

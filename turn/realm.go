@@ -29,6 +29,9 @@ type realm struct {
 	name   string
 	users  map[string]keys
 	names  map[[sha256.Size]byte]string // by USERHASH
+
+	pseudonyms map[string]bool // of users
+
 	dummy  keys                         // of nobody
 	offer  offer
 	cookie string
@@ -41,7 +44,7 @@ type realm struct {
 // users are all known, for then clients must use it, and a time-limited username, one of a
 // directory or the id of a key is in no table.
 func newRealm(c *GateConfig, name string, users []User) *realm {
-	r := &realm{name: name, users: map[string]keys{}, names: map[[sha256.Size]byte]string{}}
+	r := &realm{name: name, users: map[string]keys{}, names: map[[sha256.Size]byte]string{}, pseudonyms: map[string]bool{}}
 	for _, u := range users {
 		k := keysOf(u, name)
 		if k.sha256 == nil {
@@ -49,6 +52,9 @@ func newRealm(c *GateConfig, name string, users []User) *realm {
 		}
 		r.users[u.Name] = k
 		r.names[userHash(u.Name, name)] = u.Name
+		if c.Pseudonyms != nil {
+			r.pseudonyms[c.Pseudonyms.Of(u.Name)] = true
+		}
 	}
 	r.dummy = keysOf(User{Password: string(c.NonceKey[:])}, name)
 	if c.Lookup != nil && !c.LookupSHA256 {

@@ -55,6 +55,8 @@ type Rules struct {
 	AlternateDomain string      // that the certificates there are for, empty: as here
 	Redirect        bool        // they are sent there always
 
+	Pseudonyms *Pseudonyms // that users may be called by, nil for none
+
 	Tickets *Tickets // of clients that move, nil: they may not
 
 	Storage  Room
@@ -124,7 +126,8 @@ func (r *Rules) Guarded(a netip.Addr) bool {
 
 // same says whether q is of the user that username in realm is.
 func (r *Rules) same(q *Request, realm, username string) bool {
-	return q.Username == username && (q.Realm == realm || r.realm(q.Realm) == r.realm(realm))
+	named := q.Username == username || r.Pseudonyms.stands(q.Username, username) || r.Pseudonyms.stands(username, q.Username)
+	return named && (q.Realm == realm || r.realm(q.Realm) == r.realm(realm))
 }
 
 // realm is name where it is one of several realms, and else empty: the realm

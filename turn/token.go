@@ -109,15 +109,20 @@ type tokens struct {
 	server string
 	keys   map[string]cipher.AEAD // by id; nil: tokens are not known
 	nobody cipher.AEAD
+
+	pseudonyms map[string]bool // of ids
 }
 
 func newTokens(c *GateConfig) tokens {
 	if len(c.TokenKeys) == 0 {
 		return tokens{}
 	}
-	all := tokens{server: c.TokenServer, keys: map[string]cipher.AEAD{}, nobody: TokenKey{Key: c.NonceKey}.aead()}
+	all := tokens{server: c.TokenServer, keys: map[string]cipher.AEAD{}, nobody: TokenKey{Key: c.NonceKey}.aead(), pseudonyms: map[string]bool{}}
 	for _, k := range c.TokenKeys {
 		all.keys[k.ID] = k.aead()
+		if c.Pseudonyms != nil {
+			all.pseudonyms[c.Pseudonyms.Of(k.ID)] = true
+		}
 	}
 	return all
 }

@@ -65,11 +65,14 @@ type Lookups struct {
 	found, none, failed, refused atomic.Uint64
 }
 
-// who is a user of a realm.
+// who is a user of a realm, by the name that the gate looks up.
 type who struct{ realm, username string }
 
 // question is one that is asked, or will be.
-type question struct{ waiters []origin }
+type question struct {
+	username string // as the directory knows it
+	waiters  []origin
+}
 
 // origin is where a request came from.
 type origin struct {
@@ -109,8 +112,8 @@ func (l *Lookups) Look(realm, username string) (turn.User, turn.Presence) {
 	return turn.User{}, turn.Unasked
 }
 
-// ask has o wait for what the directory says of w. It says why not, where it does not.
-func (l *Lookups) ask(w who, o origin) (Drop, bool) {
+// ask has o wait for what the directory says of w, which it knows as username. It says why not, where it does not.
+func (l *Lookups) ask(w who, username string, o origin) (Drop, bool) {
 	if len(o.frame) > maxWaitFrame {
 		return DropMalformed, false
 	}
@@ -131,7 +134,7 @@ func (l *Lookups) ask(w who, o origin) (Drop, bool) {
 		default:
 			return DropBusy, false
 		}
-		q = &question{}
+		q = &question{username: username}
 		l.asked[w] = q
 	}
 	o.frame = bytes.Clone(o.frame)
@@ -171,15 +174,19 @@ func (l *Lookups) allowed(source netip.Addr) bool {
 func (l *Lookups) answer(ctx context.Context, w who) (waiters []origin, gone bool, err error) {
 	inner, cancel := context.WithTimeout(ctx, l.config.Timeout)
 	defer cancel()
-	found, err := l.config.Directory.Find(inner, w.username, w.realm)
+	l.mu.RLock()
+	username := l.asked[w].username
+	l.mu.RUnlock()
+	found, err := l.config.Directory.Find(inner, username, w.realm)
 	keep := l.config.Keep
 	if !found.Until.IsZero() {
 		keep = min(keep, time.Until(found.Until))
 	}
 	known := err == nil && found.Known && keep > 0
 	if known {
-		found.User.Name = w.username
+		found.User.Name = username
 		found.User = found.User.Keyed(w.realm)
+		found.User.Name = w.username
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

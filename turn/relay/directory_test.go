@@ -334,7 +334,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 		return origin{client: netip.AddrPortFrom(a, 1), frame: fmt.Appendf(nil, "%d", user)}
 	}
 	ask := func(source, user int) (Drop, bool) {
-		return l.ask(who{"r", fmt.Sprint(user)}, at(source, user))
+		return l.ask(who{"r", fmt.Sprint(user)}, fmt.Sprint(user), at(source, user))
 	}
 	accepted := 0
 	for i := range 300 {
@@ -369,7 +369,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 	for i := range maxWaitingOne + 5 {
 		o := at(1, 0)
 		o.frame = fmt.Appendf(nil, "another %d", i)
-		l.ask(who{"r", "0"}, o)
+		l.ask(who{"r", "0"}, "0", o)
 	}
 	if got := len(l.asked[who{"r", "0"}].waiters); got != maxWaitingOne {
 		t.Errorf("%d requests wait for one user, want %d", got, maxWaitingOne)
@@ -378,7 +378,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 		for n := range maxWaitingOne {
 			o := at(1, 0)
 			o.frame = fmt.Appendf(nil, "more %d", n)
-			l.ask(i, o)
+			l.ask(i, i.username, o)
 		}
 	}
 	if got := l.Counters().Waiting; got != maxWaiting {
@@ -386,7 +386,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 	}
 	long := at(1, 0)
 	long.frame = make([]byte, maxWaitFrame+1)
-	if why, ok := l.ask(who{"r", "0"}, long); ok || why != DropMalformed {
+	if why, ok := l.ask(who{"r", "0"}, "0", long); ok || why != DropMalformed {
 		t.Errorf("a long request: got %v, %v, want %v", why, ok, DropMalformed)
 	}
 }

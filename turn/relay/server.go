@@ -422,7 +422,7 @@ func (s *Server) wait(o origin, err error) {
 	if o.stream != nil {
 		o.stream.requests.Add(1)
 	}
-	if why, ok := s.config.Lookups.ask(who{unasked.Realm, unasked.Username}, o); !ok {
+	if why, ok := s.config.Lookups.ask(who{unasked.Realm, unasked.As}, unasked.Username, o); !ok {
 		s.stats.drop(why)
 		s.unavailable(o)
 	}
