@@ -26,13 +26,13 @@ type Listen struct {
 
 // realm is the part of a gate that is of one realm.
 type realm struct {
-	name   string
-	users  map[string]keys
-	names  map[[sha256.Size]byte]string // by USERHASH
+	name  string
+	users map[string]keys
+	names map[[sha256.Size]byte]string // by USERHASH
 
 	pseudonyms map[string]bool // of users
 
-	dummy  keys                         // of nobody
+	dummy  keys // of nobody
 	offer  offer
 	cookie string
 }
