@@ -185,6 +185,22 @@ func (m *meters) release(number uint32) {
 	}
 }
 
+// drain counts what was taken from a meter of another layout and from the wider ones, for an allocation in a direction, as
+// taken from those that it has now. What is over another rate is not comparable.
+func (m *meters) drain(old []bpf.TurnstoneMeter, id turn.AllocationID, direction int, number uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for p := m.of[payer{allocation: id}]; p != nil && number != 0 && number < uint32(len(old)); p = p.wider {
+		was, now := &old[number], m.directions(p)[direction]
+		for full := atomic.LoadUint64(&now.Full); was.Cost == now.Cost && was.Full > full; full = atomic.LoadUint64(&now.Full) {
+			if atomic.CompareAndSwapUint64(&now.Full, full, was.Full) {
+				break
+			}
+		}
+		number = was.Wider
+	}
+}
+
 // end gives up p. A program that found it before finds no cap any more.
 func (m *meters) end(p *meterPair) {
 	for _, w := range m.directions(p) {

@@ -94,3 +94,28 @@ func TestMetersOfAnEarlierRun(t *testing.T) {
 		t.Error("the meter of another allocation is adopted")
 	}
 }
+
+// TestMetersOfAnotherLayout count on, those of a rate that is another now excepted.
+func TestMetersOfAnotherLayout(t *testing.T) {
+	before, _, _ := memoryTables(64, 64)
+	alice := turn.HolderOf("example.org", "alice")
+	words, number := newMeters(before, testCaps).shared(1, alice)
+	for s := range words[0] {
+		*words[0][s], *words[1][s] = uint64(100+s), 1<<60
+	}
+	now, _, _ := memoryTables(32, 32)
+	changed := testCaps
+	changed[turn.ScopeUser] = turn.NewCap(1 << 20)
+	m := newMeters(now, changed)
+	m.shared(2, turn.HolderOf("example.org", "bob")) // other numbers than before
+	words, _ = m.shared(1, alice)
+	*words[0][turn.ScopeTotal] = 500
+	m.drain(before.meters, 1, 0, number)
+	m.drain(before.meters, 3, 0, number)
+	m.drain(before.meters, 1, 1, uint32(len(before.meters)))
+	for s, want := range [turn.Scopes]uint64{100, 0, 500} {
+		if got := *words[0][s]; got != want || *words[1][s] != 0 {
+			t.Errorf("scope %d is full at %d and %d, want %d and 0", s, got, *words[1][s], want)
+		}
+	}
+}

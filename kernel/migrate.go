@@ -12,7 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// drainLayout takes over the counters of the maps pinned in dir, which have another layout and which no program
+// drainLayout takes over the counters and meters of the maps pinned in dir, which have another layout and which no program
 // uses any more, for the bindings that r has. The owners of its slots say whose they are.
 func drainLayout(dir string, r *reconciler) (err error) {
 	var opened []*ebpf.Map
@@ -30,18 +30,18 @@ func drainLayout(dir string, r *reconciler) (err error) {
 		opened = append(opened, m)
 		return m
 	}
-	owners, counts, flows := open(bpf.TurnstoneMapOwners), open(bpf.TurnstoneMapUsage), open(bpf.TurnstoneMapFlows)
+	owners, counts, flows, meters := open(bpf.TurnstoneMapOwners), open(bpf.TurnstoneMapUsage), open(bpf.TurnstoneMapFlows), open(bpf.TurnstoneMapMeters)
 	if err != nil {
 		return err
 	}
 	if owners.ValueSize() != uint32(unsafe.Sizeof(bpf.TurnstoneOwner{})) || flows.ValueSize() != uint32(unsafe.Sizeof(bpf.TurnstoneFlow{})) ||
-		counts.ValueSize() != uint32(unsafe.Sizeof(bpf.TurnstoneCounter{})) {
+		counts.ValueSize() != uint32(unsafe.Sizeof(bpf.TurnstoneCounter{})) || meters.ValueSize() != uint32(unsafe.Sizeof(bpf.TurnstoneMeter{})) {
 		return fmt.Errorf("%s: records of another shape", dir)
 	}
 	t := &tables{}
 	defer func() { err = errors.Join(err, t.close()) }()
 	var counters []bpf.TurnstoneCounter
-	if err := errors.Join(share(t, &t.owners, owners), share(t, &t.flows, flows), share(t, &counters, counts)); err != nil {
+	if err := errors.Join(share(t, &t.owners, owners), share(t, &t.flows, flows), share(t, &t.meters, meters), share(t, &counters, counts)); err != nil {
 		return err
 	}
 	t.usage = newSharedUsage(counters, len(t.flows))
@@ -54,7 +54,7 @@ func drainLayout(dir string, r *reconciler) (err error) {
 	return nil
 }
 
-// drainSlot adds what a slot of another layout has counted to the past of its binding.
+// drainSlot adds what a slot of another layout has counted to the past of its binding, and what it has taken to its meters.
 func (r *reconciler) drainSlot(old *tables, slot uint32) {
 	f := flowOf(&old.flows[slot])
 	o := &old.owners[slot]
@@ -62,6 +62,7 @@ func (r *reconciler) drainSlot(old *tables, slot uint32) {
 	if r.state.Allocation(id) == nil {
 		return
 	}
+	r.meters.drain(old.meters, id, direction(f.Kind), f.Meter)
 	sum := add(turn.Count{Packets: o.BasePackets, Bytes: o.BaseBytes}, old.usage.read(slot))
 	y, d := r.tallyOf(id, f.bindingOf()), direction(f.Kind)
 	if sum.Packets <= y.past[d].Packets {

@@ -117,7 +117,7 @@ func TestCapsOfUsersAndInTotalHold(t *testing.T) {
 }
 
 // TestCapOfAUserHoldsForBothPathsTogether has one client's indications go through userspace, and another's channel
-// through the kernel, also while no daemon is there.
+// through the kernel, also while no daemon is there, and once another has other maps.
 func TestCapOfAUserHoldsForBothPathsTogether(t *testing.T) {
 	c := newLab(t).startCapped(true, "--max-bandwidth-per-user", "meter-user")
 	const n = 50
@@ -153,4 +153,14 @@ func TestCapOfAUserHoldsForBothPathsTogether(t *testing.T) {
 	after = c.want(after, n, 0, 0)
 	c.clients[2].sendChannel(0x4001, make([]byte, meteredSize))
 	c.want(after, 1, 1, 0)
+
+	c.kill()
+	c.flags = append(c.flags, "--kernel-max-channels", "1025") // other maps
+	c.start()
+	c.offloaded(10)
+	after = c.metered()
+	for range n {
+		c.clients[1].sendChannel(0x4001, make([]byte, meteredSize))
+	}
+	c.want(after, n, 0, 0)
 }
