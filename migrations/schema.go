@@ -14,7 +14,9 @@ var (
 	Segments  = []byte("segments")
 	Snapshots = []byte("snapshots")
 
-	SchemaKey = []byte("schema")
+	SchemaKey  = []byte("schema")
+	WriterKey  = []byte("writer")  // version of the program that wrote last, absent in files of the first
+	RetiredKey = []byte("retired") // the last segment that is recorded as retired, absent before the first
 )
 
 // Step brings a file from schema Version-1 to Version. It runs in one transaction.

@@ -33,12 +33,20 @@ func (l *Log) Append(r turn.Record) error {
 	if err != nil {
 		return err
 	}
-	err = l.commit(func(tx *bbolt.Tx) error { return put(tx, into, &l.chain, r.First, raw) })
+	err = l.commit(func(tx *bbolt.Tx) error {
+		if err := l.sign(tx); err != nil {
+			return err
+		}
+		if err := noteRetired(tx, r.Events); err != nil {
+			return err
+		}
+		return put(tx, into, &l.chain, r.First, raw)
+	})
 	if err != nil {
 		return fmt.Errorf("append at %d: %w", r.First, err)
 	}
 	l.renew = l.renew && into.number == l.segment.number
-	l.chain, l.segment = next, into
+	l.chain, l.segment, l.signed = next, into, true
 	for _, e := range r.Events {
 		if e, ok := e.(turn.EpochBegan); ok {
 			l.id, l.epoch = e.Log, e.Epoch
@@ -46,6 +54,14 @@ func (l *Log) Append(r turn.Record) error {
 	}
 	l.tails.publish(r)
 	return nil
+}
+
+// sign has the file know which version writes it, with the first record that does.
+func (l *Log) sign(tx *bbolt.Tx) error {
+	if l.signed || l.options.Version == "" {
+		return nil
+	}
+	return tx.Bucket(migrations.Meta).Put(migrations.WriterKey, []byte(l.options.Version))
 }
 
 // commit runs f in a transaction of its own and makes it durable. Called with life and write

@@ -20,10 +20,18 @@ func (l *Log) Background(ctx context.Context, sealed uint64, record func(context
 	tick := time.NewTicker(l.options.CheckEvery)
 	defer tick.Stop()
 	t := tender{log: l, sealed: sealed, news: true, record: record}
+	var said string
 	for {
 		var damage *CorruptError
-		if err := errors.Join(t.look(ctx), l.prover.Grow(ctx)); errors.As(err, &damage) {
+		err := errors.Join(t.look(ctx), l.prover.Grow(ctx))
+		if errors.As(err, &damage) {
 			return fmt.Errorf("tend log: %w", err)
+		}
+		if err == nil {
+			said = ""
+		} else if ctx.Err() == nil && err.Error() != said && l.options.Trouble != nil {
+			said = err.Error()
+			l.options.Trouble(err)
 		}
 		select {
 		case <-tick.C:
@@ -42,11 +50,13 @@ func (l *Log) Tend(ctx context.Context, sealed uint64, record func(context.Conte
 
 // tender is what Background has yet to do.
 type tender struct {
-	log    *Log
-	sealed uint64             // recorded so far
-	news   bool               // there may be something to take a snapshot of
-	taken  turn.SnapshotTaken // to be recorded; At is 0 for none
-	record func(context.Context, ...turn.Event) error
+	log     *Log
+	sealed  uint64                  // recorded so far
+	news    bool                    // there may be something to take a snapshot of
+	taken   turn.SnapshotTaken      // to be recorded; At is 0 for none
+	whole   map[turn.Seq]turn.LogID // snapshots that were read and are good, and whose they are
+	dropped uint64                  // the last archive recorded as removed
+	record  func(context.Context, ...turn.Event) error
 
 	resumed bool      // what a run before began to forget is forgotten
 	forget  time.Time // when to look for segments to forget
@@ -56,19 +66,31 @@ func (t *tender) look(ctx context.Context) error {
 	if err := t.tendKeys(ctx); err != nil {
 		return err
 	}
+	if err := t.seal(ctx); err != nil {
+		return err
+	}
+	if err := t.snap(ctx); err != nil {
+		return err
+	}
+	return t.retire(ctx)
+}
+
+// seal has the sealed segments recorded.
+func (t *tender) seal(ctx context.Context) error {
 	for {
 		e, ok, err := t.log.sealedAfter(t.sealed)
-		if err != nil {
+		if err != nil || !ok {
 			return err
-		}
-		if !ok {
-			break
 		}
 		if err := t.record(ctx, e); err != nil {
 			return err
 		}
 		t.sealed, t.news = e.Segment, true
 	}
+}
+
+// snap takes a snapshot where there is something new to take one of.
+func (t *tender) snap(ctx context.Context) error {
 	if t.news && t.taken.At == 0 && !t.log.options.NoSnapshots {
 		taken, err := t.log.takeSnapshot(ctx)
 		if err != nil {

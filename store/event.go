@@ -127,6 +127,8 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindLogRecovered:        decode[turn.LogRecovered],
 	turn.KindSegmentSealed:       decode[turn.SegmentSealed],
 	turn.KindSegmentRetired:      decode[turn.SegmentRetired],
+	turn.KindSegmentArchived:     decode[turn.SegmentArchived],
+	turn.KindArchiveRemoved:      decode[turn.ArchiveRemoved],
 	turn.KindSnapshotTaken:       decode[turn.SnapshotTaken],
 	turn.KindRollbackFound:       decode[turn.RollbackFound],
 	turn.KindSegmentForgotten:    decode[turn.SegmentForgotten],

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"turnstone/migrations"
 	"turnstone/turn"
 
 	"go.etcd.io/bbolt"
@@ -41,8 +40,13 @@ type Options struct {
 	NoSync        bool          // nothing is durable before Close: for logs that are made, not kept
 	Encrypt       bool          // what is appended is sealed, see [Keyring]
 	ForgetAge     time.Duration // of events whose segments Background forgets; 0: it forgets none
-	pageSize      int
-	snapshotSize  int // of a chunk, for tests
+	Version       string        // of the program, kept in the file; empty for none
+	Retention     Retention     // what Background keeps; SetRetention changes it
+	Trouble       func(error)   // told by Background of what fails and is tried again; may be nil
+
+	now          func() time.Time
+	pageSize     int
+	snapshotSize int // of a chunk, for tests
 }
 
 func (o Options) withDefaults() Options {
@@ -57,6 +61,9 @@ func (o Options) withDefaults() Options {
 	set(&o.snapshotSize, 256<<10)
 	if o.CheckEvery == 0 {
 		o.CheckEvery = time.Second
+	}
+	if o.now == nil {
+		o.now = time.Now
 	}
 	return o
 }
@@ -85,13 +92,20 @@ type Log struct {
 	renew   bool  // the next record begins a segment
 	zeroed  int64 // bytes up to which the file has blocks of its own
 	failed  error // of the commit after which only Recover may follow
+	signed  bool  // the file says which version writes it
 
 	free atomic.Int64 // bytes of free pages in the file, as of the last commit
 
 	forgetting sync.Mutex // held while segments are forgotten
 
+	retention atomic.Pointer[Retention]
+	kept      atomic.Pointer[Kept]
+	archives  atomic.Pointer[Archives] // of the log; nil for none
+
 	tails  tails
 	opened *turn.State
+
+	migration Migration
 
 	id    turn.LogID // of the last EpochBegan; guarded by write
 	epoch uint64
@@ -112,6 +126,7 @@ func Open(dir string, o Options) (*Log, error) {
 	}
 	l := &Log{dir: dir, options: o.withDefaults(), lock: lock, keys: NewKeyring(Keys(dir))}
 	l.tails.keep = l.options.KeepEvents
+	l.SetRetention(o.Retention)
 	l.room = newRoom(dir, l.options)
 	if err = makeFile(l.name(), l.options.pageSize); err == nil {
 		l.opened, err = l.load()
@@ -136,6 +151,9 @@ func (l *Log) openTree() {
 // State is the fold of the log as Open or Recover found it. It belongs to the caller.
 func (l *Log) State() *turn.State { return l.opened }
 
+// Migration is what opening took to bring the file to the present schema.
+func (l *Log) Migration() Migration { return l.migration }
+
 // Dir is the directory of l.
 func (l *Log) Dir() string { return l.dir }
 
@@ -152,12 +170,18 @@ func (l *Log) load() (*turn.State, error) {
 	l.db = db
 	var state *turn.State
 	err = guard(file, func() error {
-		if _, err := migrations.Up(l.db.DB); err != nil {
+		m, err := migrate(l.db)
+		if err != nil {
 			return inSchema(file, err)
 		}
+		if m.Steps > 0 {
+			l.migration = m
+		}
 		l.zeroed = l.highWater()
-		state, err = l.replay()
-		return err
+		if state, err = l.replay(); err != nil {
+			return fileOf{l}.view(func(tx *bbolt.Tx) error { return writtenBy(tx, err) })
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err

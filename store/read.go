@@ -63,7 +63,7 @@ func (l *Log) Records(from turn.Seq) iter.Seq2[turn.Record, error] {
 }
 
 // Raw yields the records of s in their stored form, from the one that holds
-// from, a chunk at a time.
+// from, a chunk at a time. What is retired is read from the archives of s, where it has some.
 func Raw(s source, from turn.Seq) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		at := position{seq: max(from, 1), seek: true}
@@ -73,6 +73,14 @@ func Raw(s source, from turn.Seq) iter.Seq2[[]byte, error] {
 				chunk, err = at.chunk(tx)
 				return err
 			})
+			if errors.Is(err, ErrRetired) {
+				next := readArchived(s, at.seq, yield)
+				if next == at.seq {
+					return
+				}
+				at = position{seq: next, seek: true}
+				continue
+			}
 			if err != nil {
 				yield(nil, inFile(s.name(), err))
 				return
@@ -186,6 +194,25 @@ func lastOf(k, v []byte) turn.Seq {
 	}
 	return seqOf(k) + turn.Seq(binary.BigEndian.Uint32(v[13:])) - 1
 }
+
+// firstInside is the first sequence of the record v.
+func firstInside(v []byte) turn.Seq {
+	if len(v) < recordHeader {
+		return 0
+	}
+	return turn.Seq(binary.BigEndian.Uint64(v[5:]))
+}
+
+// lastInside is the last sequence of the record v.
+func lastInside(v []byte) turn.Seq {
+	if len(v) < recordHeader {
+		return 0
+	}
+	return firstInside(v) + turn.Seq(binary.BigEndian.Uint32(v[13:])) - 1
+}
+
+// wallOf is the wall time of the record v, which has a header.
+func wallOf(v []byte) int64 { return int64(binary.BigEndian.Uint64(v[41:])) }
 
 // seqOf is the sequence in a record's key.
 func seqOf(k []byte) turn.Seq { return turn.Seq(number(k)) }

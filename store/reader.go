@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"iter"
 	"path/filepath"
 	"time"
@@ -17,8 +16,9 @@ import (
 // Reader reads a log file that no daemon has open. It opens the file for each chunk and closes it
 // again, and stops with ErrInUse when it sees a daemon's lock, so that it never keeps one from starting.
 type Reader struct {
-	file string
-	keys *Keyring
+	file     string
+	keys     *Keyring
+	archives *Archives // nil for none
 }
 
 // readerWait is for how long a Reader waits for whoever has the file; another
@@ -28,25 +28,14 @@ const readerWait = 300 * time.Millisecond
 // OpenReader opens the log file for reading. The error is ErrInUse while a daemon has it open. The keys of encrypted
 // segments are those beside the file.
 func OpenReader(file string) (*Reader, error) {
-	r := &Reader{file: file, keys: NewKeyring(Keys(filepath.Dir(file)))}
+	r := &Reader{file: file, keys: NewKeyring(Keys(filepath.Dir(file))), archives: archivesBeside(file)}
 	if err := unlocked(file); err != nil {
 		return nil, err
 	}
 	if err := checkFile(file, readerWait); err != nil {
 		return nil, err
 	}
-	err := r.view(func(tx *bbolt.Tx) error {
-		version, err := migrations.Version(tx)
-		if err != nil {
-			return err
-		}
-		pending, err := migrations.Pending(version)
-		if err == nil && len(pending) > 0 {
-			err = fmt.Errorf("schema %d, this program reads %d: run turnstone migrate up", version, migrations.Current)
-		}
-		return err
-	})
-	if err != nil {
+	if err := current(r); err != nil {
 		return nil, inSchema(file, err)
 	}
 	return r, nil
@@ -117,6 +106,7 @@ type Stat struct {
 	Bytes     uint64 // of records
 	Segments  []Segment
 	Snapshots []Snapshot
+	Archives  Past
 }
 
 // Segment is what Stat says of one.
@@ -163,6 +153,9 @@ func statOf(s source) (Stat, error) {
 		st.Records += g.Records
 		st.Bytes += g.Bytes
 		st.Segments = append(st.Segments, g)
+	}
+	if st.Archives, err = describePast(s); err != nil {
+		return st, err
 	}
 	if st.Snapshots, err = snapshotsIn(s); err != nil {
 		return st, err

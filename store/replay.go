@@ -139,3 +139,26 @@ func segmentsOf(s source) (list []begun, err error) {
 	})
 	return list, err
 }
+
+// firstSegment is the first segment in the file of s, false where there is none.
+func firstSegment(s source) (one begun, ok bool, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		segments := tx.Bucket(migrations.Segments)
+		if segments == nil {
+			return &CorruptError{File: s.name(), Err: errors.New("there are no segments")}
+		}
+		k, v := segments.Cursor().First()
+		if k == nil {
+			return nil
+		}
+		if v != nil || len(k) != 8 {
+			return &CorruptError{File: s.name(), Err: fmt.Errorf("%x is no segment", k)}
+		}
+		one.number, ok = number(k), true
+		if one.begin, err = parseHeader(segments.Bucket(k).Get(headKey)); err != nil {
+			return &CorruptError{File: s.name(), Err: fmt.Errorf("segment %d: %w", one.number, err)}
+		}
+		return nil
+	})
+	return one, ok, err
+}

@@ -113,6 +113,8 @@ var samples = []sample{
 	{"OriginNoted", turn.OriginNoted{Seq: 1000, Proof: [][32]byte{digest(8), digest(9)}}},
 	{"OriginNoted/sealed", turn.OriginNoted{Seq: 1001, Proof: [][32]byte{digest(8)}, Stored: []byte{0x82, 1, 0x41, 2}, Key: []byte{1, 2, 3}}},
 	{"OriginNoted/left-out", turn.OriginNoted{Seq: 1002}},
+	{"SegmentArchived", turn.SegmentArchived{Segment: 3, Size: 4711, Digest: digest(7)}},
+	{"ArchiveRemoved", turn.ArchiveRemoved{Segment: 3}},
 }
 
 // traffic makes records that a log could hold: each event fits the state that those before it leave.

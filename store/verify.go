@@ -127,7 +127,7 @@ func (r *Reader) Verify() (Report, error) {
 	if err := r.checkPages(); err != nil {
 		return Report{}, err
 	}
-	segments, err := segmentsOf(r)
+	segments, err := historyOf(r)
 	if err != nil {
 		return Report{}, err
 	}

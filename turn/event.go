@@ -56,6 +56,8 @@ const (
 	KindSnapshotTaken  Kind = 38
 	KindRollbackFound  Kind = 40
 
+	KindSegmentArchived  Kind = 42
+	KindArchiveRemoved   Kind = 43
 	KindSegmentForgotten Kind = 44
 	KindSegmentClosed    Kind = 45
 	KindRelaysChanged    Kind = 46
@@ -407,6 +409,19 @@ type SegmentRetired struct {
 	Segment uint64 `cbor:"1,keyasint"`
 }
 
+// SegmentArchived says that a sealed segment was written to an archive, which was read back and is durable. Its
+// retirement follows.
+type SegmentArchived struct {
+	Segment uint64   `cbor:"1,keyasint"`
+	Size    uint64   `cbor:"2,keyasint"` // bytes of the archive's file
+	Digest  [32]byte `cbor:"3,keyasint"` // SHA-256 of it
+}
+
+// ArchiveRemoved says that an archive was to be removed for its age.
+type ArchiveRemoved struct {
+	Segment uint64 `cbor:"1,keyasint"`
+}
+
 // SnapshotTaken says that a snapshot of the fold up to At was stored.
 type SnapshotTaken struct {
 	At     Seq      `cbor:"1,keyasint"`
@@ -518,6 +533,8 @@ func (PeerConnected) Kind() Kind       { return KindPeerConnected }
 func (ConnectionBound) Kind() Kind     { return KindConnectionBound }
 func (PeerDisconnected) Kind() Kind    { return KindPeerDisconnected }
 func (SegmentRetired) Kind() Kind      { return KindSegmentRetired }
+func (SegmentArchived) Kind() Kind     { return KindSegmentArchived }
+func (ArchiveRemoved) Kind() Kind      { return KindArchiveRemoved }
 func (SnapshotTaken) Kind() Kind       { return KindSnapshotTaken }
 func (SliceTaken) Kind() Kind          { return KindSliceTaken }
 func (OriginNoted) Kind() Kind         { return KindOriginNoted }

@@ -76,12 +76,13 @@ type migratedRow struct {
 	File   string `json:"file"`
 	Steps  int    `json:"steps"`
 	Schema uint64 `json:"schema"`
+	Backup string `json:"backup,omitempty"`
 }
 
 func migrateUp(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "up", Short: "Bring a log to the present schema", Args: cobra.NoArgs,
-		Long: "Takes the steps a log lacks. The daemon does so itself when it starts; this is for doing it beforehand, or to a\ncopy. There is no way back: keep a copy of the file as it was.",
+		Long: "Takes the steps a log lacks. The daemon does so itself when it starts; this is for doing it beforehand, or to a\ncopy. There is no way back: the file as it was is kept beside it, as FILE.schema-N.bak, until you remove it.",
 		Example: `  turnstone migrate up --data /var/lib/turnstone
   turnstone migrate up --db copy-of-log.db`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -89,11 +90,11 @@ func migrateUp(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			n, err := store.Migrate(file)
+			m, err := store.Migrate(file)
 			if err != nil {
 				return aboutFile(file, err)
 			}
-			return output.Object(cmd.OutOrStdout(), o.format, migratedRow{file, n, migrations.Current})
+			return output.Object(cmd.OutOrStdout(), o.format, migratedRow{file, m.Steps, migrations.Current, m.Backup})
 		},
 	}
 	o.logFlags(cmd)
