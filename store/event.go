@@ -137,6 +137,7 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindOriginNoted:         decode[turn.OriginNoted],
 	turn.KindProgramAttached:     decode[turn.ProgramAttached],
 	turn.KindProgramReplaced:     decode[turn.ProgramReplaced],
+	turn.KindSettingsChanged:     decode[turn.SettingsChanged],
 	turn.KindDriftRepaired:       decode[turn.DriftRepaired],
 }
 

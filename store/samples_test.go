@@ -115,6 +115,7 @@ var samples = []sample{
 	{"OriginNoted/left-out", turn.OriginNoted{Seq: 1002}},
 	{"SegmentArchived", turn.SegmentArchived{Segment: 3, Size: 4711, Digest: digest(7)}},
 	{"ArchiveRemoved", turn.ArchiveRemoved{Segment: 3}},
+	{"SettingsChanged", turn.SettingsChanged{Changes: []turn.SettingChange{{Setting: "limits.max-allocations", Before: "0", After: "100"}}}},
 }
 
 // traffic makes records that a log could hold: each event fits the state that those before it leave.

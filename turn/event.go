@@ -45,16 +45,17 @@ const (
 	KindAllocationMoved  Kind = 24
 	KindFiveTupleLeft    Kind = 25
 
-	KindEpochBegan     Kind = 30
-	KindServerStarted  Kind = 31
-	KindServerStopped  Kind = 32
-	KindConfigChanged  Kind = 33
-	KindClockWentBack  Kind = 34
-	KindLogRecovered   Kind = 35
-	KindSegmentSealed  Kind = 36
-	KindSegmentRetired Kind = 37
-	KindSnapshotTaken  Kind = 38
-	KindRollbackFound  Kind = 40
+	KindEpochBegan      Kind = 30
+	KindServerStarted   Kind = 31
+	KindServerStopped   Kind = 32
+	KindConfigChanged   Kind = 33
+	KindClockWentBack   Kind = 34
+	KindLogRecovered    Kind = 35
+	KindSegmentSealed   Kind = 36
+	KindSegmentRetired  Kind = 37
+	KindSnapshotTaken   Kind = 38
+	KindSettingsChanged Kind = 39
+	KindRollbackFound   Kind = 40
 
 	KindSegmentArchived  Kind = 42
 	KindArchiveRemoved   Kind = 43
@@ -384,6 +385,18 @@ type RelaysChanged struct {
 	Relays []Relay `cbor:"1,keyasint"`
 }
 
+// SettingsChanged says what of the configuration a reload changed.
+type SettingsChanged struct {
+	Changes []SettingChange `cbor:"1,keyasint"`
+}
+
+// SettingChange is a setting with its values, as they are written in a file. Of secrets it is said how many there are.
+type SettingChange struct {
+	Setting string `cbor:"1,keyasint"`
+	Before  string `cbor:"2,keyasint"`
+	After   string `cbor:"3,keyasint"`
+}
+
 // ClockWentBack says that the wall clock of this boot began before the last
 // record of the boot before, and by how much: the time between counts as zero.
 type ClockWentBack struct {
@@ -543,6 +556,7 @@ func (SegmentForgotten) Kind() Kind    { return KindSegmentForgotten }
 func (SegmentClosed) Kind() Kind       { return KindSegmentClosed }
 func (ProgramAttached) Kind() Kind     { return KindProgramAttached }
 func (ProgramReplaced) Kind() Kind     { return KindProgramReplaced }
+func (SettingsChanged) Kind() Kind     { return KindSettingsChanged }
 func (DriftRepaired) Kind() Kind       { return KindDriftRepaired }
 
 // Record is the events that one commit makes durable, and the moment at

@@ -15,12 +15,14 @@ import (
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/config"
-	"turnstone/kernel"
+	"turnstone/cmd/turnstone/internal/handover"
+	"turnstone/cmd/turnstone/internal/systemd"
 	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
 )
 
 // loader reads the configuration.
@@ -41,16 +43,25 @@ type served struct {
 	certificates *certs.Store
 	store        *store.Log
 	relay        *relay.Server
-	kernel       *kernel.Datapath // nil: userspace relays everything
-	userspace    string           // why it does
+	carriage     carriage
+	web          web
 	log          zerolog.Logger
 	clock        func() turn.Moment
 	started      time.Time
-	drained      atomic.Bool
+	draining     draining
 	users        usersState
 	lookups      *relay.Lookups // at the hook, nil for none
 	checkpoints  checkpoints
 	reload       sync.Mutex // one reload at a time
+
+	keeper    *systemd.Store   // of sockets, nil for none
+	inherited handover.Sockets // of another process, or of an earlier life of this one
+	patience  time.Duration    // that whoever has the log, or the kernel's side, may take to let go of it
+	takeover  takeover
+
+	group *errgroup.Group // of the parts
+	aside context.Context // of those that are not the relay: it ends after that
+	end   func(cause string)
 }
 
 // settings are what the relay runs by, and the ICE servers to print for a demo.
@@ -72,7 +83,9 @@ func (d *served) settings(r config.Resolved) (relay.Settings, string, error) {
 	if r.Mobility {
 		r.Rules.Tickets = d.tickets
 	}
+	r.Streams.TLS = d.certificates.Config()
 	return relay.Settings{
+		Listeners: r.Listeners, Streams: r.Streams, Caps: r.Caps,
 		Gate: turn.NewGate(g), Rules: r.Rules, UnauthRate: r.UnauthRate, UnauthBurst: r.UnauthBurst, ICMP: r.ICMP, Digest: r.Digest,
 	}, demo, nil
 }
@@ -89,7 +102,8 @@ func turnURLs(r config.Resolved) (urls []string) {
 }
 
 // listenURLs are the listeners as the configuration names them.
-func listenURLs(r config.Resolved) (urls []string) {
+func listenURLs(r config.Resolved) []string {
+	urls := []string{}
 	for _, l := range r.Listeners {
 		urls = append(urls, fmt.Sprintf("%v://%v", l.Protocol, l.Address))
 	}
@@ -100,12 +114,13 @@ func listenURLs(r config.Resolved) (urls []string) {
 func (d *served) Status(ctx context.Context) (admin.Status, error) {
 	c, r := d.relay.Counters(), d.now.Load().resolved
 	st := admin.Status{
-		Version: version(), PID: os.Getpid(), Started: d.started.UTC(), Ready: d.relay.Ready(), Draining: d.drained.Load(),
+		Version: version(), PID: os.Getpid(), Started: d.started.UTC(), Ready: d.relay.Ready(), Draining: d.draining.is(),
 		Listeners: listenURLs(r), Realm: r.Gate.Realm, Data: r.Data,
 		Kernel: d.datapath(), Room: d.store.Room().String(),
 		ToPeer:   turn.Count{Packets: c.ToPeerPackets, Bytes: c.ToPeerBytes},
 		ToClient: turn.Count{Packets: c.ToClientPackets, Bytes: c.ToClientBytes}, Drops: c.Drops,
 	}
+	st.Ending = listenURLs(config.Resolved{Listeners: d.relay.Retired()})
 	for _, l := range r.Rules.Relays {
 		st.Relay = append(st.Relay, l.External.String())
 	}
@@ -134,69 +149,6 @@ func (d *served) CloseAllocation(ctx context.Context, id turn.AllocationID) erro
 	return d.relay.CloseAllocation(ctx, id)
 }
 
-// Drain is for the admin interface.
-func (d *served) Drain(ctx context.Context, on bool) error {
-	if err := d.relay.Drain(ctx, on); err != nil {
-		return err
-	}
-	d.drained.Store(on)
-	d.log.Info().Bool("on", on).Msg("draining")
-	return nil
-}
-
-// needRestart are the settings that are bound to sockets, files and the process. A restart costs no call.
-var needRestart = map[string]bool{
-	"listen": true, "data": true, "admin-socket": true, "metrics": true, "log.format": true,
-	"log.privacy": true, "log.forget-age": true, "log.usernames": true,
-	"limits.max-bandwidth": true, "limits.max-bandwidth-per-user": true, "limits.max-bandwidth-total": true,
-	"kernel.mode": true, "kernel.interfaces": true, "kernel.xdp": true, "kernel.instance": true, "kernel.max-channels": true,
-	"proxy-protocol-from": true, "limits.max-streams": true, "limits.max-idle-streams": true,
-	"auth.http-url": true, "auth.http-token": true, "auth.http-timeout": true, "auth.http-cache": true, "auth.http-fresh": true,
-	"auth.http-rate": true, "auth.http-keys": true,
-	"log.checkpoint-file": true, "log.checkpoint-url": true,
-}
-
-// Reload reads the configuration again. It yields the settings that have changed and need a
-// restart; after an error nothing has changed.
-func (d *served) Reload(ctx context.Context) (restart []string, err error) {
-	d.reload.Lock()
-	defer d.reload.Unlock()
-	c, r, err := d.load()
-	if err != nil {
-		return nil, fmt.Errorf("reload configuration: %w", err)
-	}
-	r.Hook, r.Gate.LookupSHA256 = d.now.Load().resolved.Hook, d.now.Load().resolved.Gate.LookupSHA256
-	r.Demo = r.Demo && r.Hook.URL == ""
-	settings, _, err := d.settings(r)
-	if err != nil {
-		return nil, fmt.Errorf("reload configuration: %w", err)
-	}
-	if err := d.certificates.Use(r.Certificates); err != nil {
-		return nil, fmt.Errorf("reload configuration: %w", err)
-	}
-	old := d.now.Load()
-	restart = []string{}
-	before := config.Settings(&old.config)
-	for i, s := range config.Settings(&c) {
-		if needRestart[s.Key] && !s.Equal(before[i]) {
-			restart = append(restart, s.Key)
-		}
-	}
-	if err := d.relay.Reload(ctx, settings); err != nil {
-		return nil, fmt.Errorf("reload configuration: %w", err)
-	}
-	zerolog.SetGlobalLevel(r.Level)
-	r.Streams = old.resolved.Streams
-	r.Listeners, r.Data, r.AdminSocket, r.Metrics, r.Kernel, r.Caps = old.resolved.Listeners, old.resolved.Data,
-		old.resolved.AdminSocket, old.resolved.Metrics, old.resolved.Kernel, old.resolved.Caps
-	d.now.Store(&running{config: old.config, resolved: r})
-	if len(restart) > 0 {
-		d.log.Warn().Strs("settings", restart).Msg("these settings have changed and wait for a restart")
-	}
-	d.log.Info().Msg("configuration reloaded")
-	return restart, nil
-}
-
 // watchSignals reloads at SIGHUP.
 func (d *served) watchSignals(ctx context.Context) error {
 	hup := make(chan os.Signal, 1)
@@ -205,7 +157,7 @@ func (d *served) watchSignals(ctx context.Context) error {
 	for {
 		select {
 		case <-hup:
-			if _, err := d.Reload(ctx); err != nil {
+			if _, err := d.Reload(ctx); err != nil && ctx.Err() == nil {
 				d.log.Error().Err(err).Msg("the configuration was not reloaded: all is as it was")
 			}
 		case <-ctx.Done():

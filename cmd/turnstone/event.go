@@ -50,7 +50,7 @@ func plain(v reflect.Value) any {
 		b := make([]byte, v.Len())
 		reflect.Copy(reflect.ValueOf(b), v)
 		return hex.EncodeToString(b)
-	case v.Kind() == reflect.Slice && (v.Type().Elem() == reflect.TypeFor[turn.Refusal]() ||
+	case v.Kind() == reflect.Slice && (v.Type().Elem() == reflect.TypeFor[turn.Refusal]() || v.Type().Elem() == reflect.TypeFor[turn.SettingChange]() ||
 		v.Type().Elem() == reflect.TypeFor[turn.Attempt]() || v.Type().Elem() == reflect.TypeFor[turn.Relay]()):
 		list := make([]output.Fields, v.Len())
 		for i := range list {

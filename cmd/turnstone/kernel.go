@@ -266,13 +266,13 @@ func kernelDetach(o *options) *cobra.Command {
 
 // KernelStatus is for the admin interface; likewise below.
 func (d *served) KernelStatus(ctx context.Context) (kernel.Status, error) {
-	if d.kernel == nil {
+	if d.kernel() == nil {
 		return kernel.Status{}, d.noKernel()
 	}
-	return d.kernel.Status(ctx)
+	return d.kernel().Status(ctx)
 }
 
-func (d *served) noKernel() error { return errors.New("relaying in userspace: " + d.userspace) }
+func (d *served) noKernel() error { return errors.New("relaying in userspace: " + d.userspace()) }
 
 // KernelRows reads the maps as they are.
 func (d *served) KernelRows() ([]kernel.Row, error) {
@@ -284,7 +284,7 @@ func (d *served) KernelRows() ([]kernel.Row, error) {
 }
 
 func (d *served) inspect() (*kernel.Pinned, error) {
-	if d.kernel == nil {
+	if d.kernel() == nil {
 		return nil, d.noKernel()
 	}
 	return kernel.Inspect(kernel.DefaultRoot, d.resolved().Kernel.Instance)
@@ -294,14 +294,14 @@ func (d *served) resolved() config.Resolved { return d.now.Load().resolved }
 
 // KernelDiff compares the maps with the state once the kernel has come up to it.
 func (d *served) KernelDiff(ctx context.Context) (list []kernel.Difference, err error) {
-	if d.kernel == nil {
+	if d.kernel() == nil {
 		return nil, d.noKernel()
 	}
 	var s *turn.State
 	if err := d.relay.View(ctx, func(now *turn.State) { s = now.Clone() }); err != nil {
 		return nil, err
 	}
-	if err := d.kernel.Withdraw(ctx, s.Seq()); err != nil {
+	if err := d.kernel().Withdraw(ctx, s.Seq()); err != nil {
 		return nil, err
 	}
 	p, err := d.inspect()
@@ -313,16 +313,16 @@ func (d *served) KernelDiff(ctx context.Context) (list []kernel.Difference, err 
 
 // KernelRepair compares everything at once.
 func (d *served) KernelRepair(ctx context.Context) (kernel.Drift, error) {
-	if d.kernel == nil {
+	if d.kernel() == nil {
 		return kernel.Drift{}, d.noKernel()
 	}
-	return d.kernel.Repair(ctx)
+	return d.kernel().Repair(ctx)
 }
 
 // Carries says who relays the channels of an allocation.
 func (d *served) Carries(ctx context.Context, id turn.AllocationID) ([]kernel.Carried, error) {
-	if d.kernel != nil {
-		return d.kernel.Carries(ctx, id)
+	if d.kernel() != nil {
+		return d.kernel().Carries(ctx, id)
 	}
 	out := []kernel.Carried{}
 	err := d.relay.View(ctx, func(s *turn.State) {
@@ -332,7 +332,7 @@ func (d *served) Carries(ctx context.Context, id turn.AllocationID) ([]kernel.Ca
 		}
 		for _, c := range a.Channels {
 			for _, way := range []kernel.Kind{kernel.ToPeer, kernel.ToClient} {
-				out = append(out, kernel.Carried{Channel: c.Number, Direction: way, Reason: kernel.Reason(d.userspace)})
+				out = append(out, kernel.Carried{Channel: c.Number, Direction: way, Reason: kernel.Reason(d.userspace())})
 			}
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"turnstone/cmd/turnstone/internal/config"
@@ -17,7 +18,7 @@ import (
 
 func (d *served) sources() metrics.Sources {
 	return metrics.Sources{
-		Counters: d.relay.Counters, Ready: d.relay.Ready, Draining: d.drained.Load, Room: d.store.Room, Allocations: d.relay.Allocations,
+		Counters: d.relay.Counters, Ready: d.relay.Ready, Draining: d.draining.is, Alive: d.alive, Room: d.store.Room, Allocations: d.relay.Allocations,
 		FreeBytes: d.store.FreeBytes, CertificateExpiry: d.certificates.Expires, Kernel: d.measureKernel, Version: version(),
 		Users: func() int { return d.now.Load().resolved.CountUsers() }, UsersBroken: d.users.broken.Load,
 		Lookups: d.lookupCounters, Checkpoints: d.checkpoints.counters,
@@ -36,20 +37,35 @@ func (d *served) lookupCounters() (relay.LookupCounters, bool) {
 const scrapePatience = time.Second
 
 func (d *served) measureKernel() (kernel.Status, bool) {
-	if d.kernel == nil {
+	k := d.kernel()
+	if k == nil {
 		return kernel.Status{}, false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), scrapePatience)
 	defer cancel()
-	st, err := d.kernel.Status(ctx)
+	st, err := k.Status(ctx)
 	return st, err == nil
 }
 
-// listenMetrics opens the address of the metrics; nil for none. Only an address somebody
-// asked for has to be had.
-func (d *served) listenMetrics(r config.Resolved) (net.Listener, error) {
-	if r.Metrics == "" {
-		return nil, nil
+// web is the listener of the metrics.
+type web struct {
+	listener *net.TCPListener // nil for none
+	close    context.CancelFunc
+}
+
+// addr is where it is, nil for nowhere.
+func (w *web) addr() net.Addr {
+	if w.listener == nil {
+		return nil
+	}
+	return w.listener.Addr()
+}
+
+// listenMetrics opens the address of the metrics, or goes on with the socket of another process there; nil for none. Only
+// an address somebody asked for has to be had.
+func (d *served) listenMetrics(r config.Resolved) (*net.TCPListener, error) {
+	if l := inheritWeb(d.inherited.Metrics, r.Metrics); l != nil || r.Metrics == "" {
+		return l, nil
 	}
 	l, err := net.Listen("tcp", r.Metrics)
 	if err != nil && r.MetricsSet {
@@ -59,7 +75,42 @@ func (d *served) listenMetrics(r config.Resolved) (net.Listener, error) {
 		d.log.Warn().Err(err).Msg("no metrics: their default address is taken; choose another with --metrics, or --metrics off")
 		return nil, nil
 	}
-	return l, nil
+	return l.(*net.TCPListener), nil
+}
+
+// inheritWeb is the listener of fd, nil where it is at another address.
+func inheritWeb(fd int, address string) *net.TCPListener {
+	if fd < 0 {
+		return nil
+	}
+	file := os.NewFile(uintptr(fd), "metrics")
+	defer file.Close()
+	l, err := net.FileListener(file)
+	if err != nil {
+		return nil
+	}
+	if l.Addr().String() != address {
+		l.Close()
+		return nil
+	}
+	return l.(*net.TCPListener)
+}
+
+// serveWeb serves the metrics on l, which may be nil, in place of where they were before.
+func (d *served) serveWeb(l *net.TCPListener) {
+	if d.web.close != nil {
+		d.web.close()
+	}
+	d.web = web{}
+	if l == nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(d.aside)
+	d.web = web{l, cancel}
+	d.group.Go(func() error {
+		defer cancel()
+		return serveMetrics(ctx, l, d.sources())
+	})
 }
 
 func serveMetrics(ctx context.Context, l net.Listener, s metrics.Sources) error {

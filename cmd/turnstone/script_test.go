@@ -71,7 +71,7 @@ func TestScript(t *testing.T) {
 			"get": get, "damage": damage, "emptydb": emptyDB, "absent": absent, "reports": reports,
 			"absentkeys": absentKeys, "awaitlog": awaitLog, "awaittext": awaitText, "awaitsocket": awaitSocket, "credential": credential, "demo": demo,
 			"recipe": recipe, "mode": mode, "awaitget": awaitGet,
-			"line": firstLine, "hook": hookServer, "requests": requests,
+			"line": firstLine, "hook": hookServer, "requests": requests, "awaitdraining": awaitDraining,
 		},
 	})
 }
@@ -308,6 +308,14 @@ func awaitSocket(ts *testscript.TestScript, _ bool, args []string) {
 func firstLine(ts *testscript.TestScript, _ bool, args []string) {
 	text, _, _ := strings.Cut(ts.ReadFile(args[1]), "\n")
 	ts.Setenv(args[0], text)
+}
+
+// awaitDraining DIR: the daemon of the data directory makes no new allocations.
+func awaitDraining(ts *testscript.TestScript, _ bool, args []string) {
+	until(ts, "await a drain of "+args[0], func() bool {
+		st, err := admin.NewClient(filepath.Join(ts.MkAbs(args[0]), "admin.sock")).Status(context.Background())
+		return err == nil && st.Draining
+	})
 }
 
 // credential NAME PASSWORD: the variables are set to what the CSV of the last command has.

@@ -31,6 +31,8 @@ func (s *Server) commitAll() {
 				s.failures <- failure{b, err}
 				<-s.resumed // or closed: the writer has ended
 			}
+		case f := <-s.tasks:
+			f()
 		case <-usage.C:
 			s.posted.add(s.flows.usage()...)
 		case <-refusals.C:
@@ -50,6 +52,7 @@ func (s *Server) commit(b *batch) error {
 		s.stats.events.Add(uint64(len(b.record.Events)))
 		s.posted.add(s.flows.apply(b.record)...)
 	}
+	b.tellStored(nil)
 	if b.last {
 		s.posted.add(s.flows.usage()...)
 		s.postRefusals()
@@ -64,7 +67,7 @@ func (s *Server) commit(b *batch) error {
 	s.grace()
 	closing := s.flows.closing
 	s.flows.closing = nil
-	if s.config.Datapath == nil {
+	if !s.carrier.any() {
 		closeSockets(closing)
 		s.release(b)
 		return nil

@@ -32,24 +32,27 @@ type Datapath interface {
 
 // Settings are what a reload replaces.
 type Settings struct {
+	Listeners   []Listener // at a reload nil: those there are
+	Streams     Streams    // of listeners that are not UDP; at a reload without TLS: that there is
+	Caps        turn.Caps  // in each direction
 	Gate        *turn.Gate
 	Rules       turn.Rules
 	UnauthRate  int // answers a second to a source nobody authenticated, 0: no limit
 	UnauthBurst int
-	ICMP        ICMP     // who is told of ICMP errors
-	Digest      [32]byte // of the configuration they come from
+	ICMP        ICMP                 // who is told of ICMP errors
+	Digest      [32]byte             // of the configuration they come from
+	Changed     []turn.SettingChange // what a reload is for, told to the log
 }
 
 // Config is what a server is made of.
 type Config struct {
-	Listeners []Listener
-	Settings  Settings
+	Settings
 	Log       Log
 	State     *turn.State   // the fold of Log; the server's from then on
-	Streams   Streams       // of listeners that are not UDP
 	Datapath  Datapath      // nil: there is none but userspace
-	Caps      turn.Caps     // in each direction
 	Lookups   *Lookups      // of the gates in Settings, nil for none
+	Inherited []Socket      // of an earlier process, the server's from then on; it closes those it has no use for
+	Keeper    Keeper        // nil: sockets end with the process
 	Net       transport.Net // nil: real sockets
 	Logger    zerolog.Logger
 	Clock     func() turn.Moment // nil: the host's
@@ -64,19 +67,26 @@ var (
 	errNoCertificate = errors.New("there is no certificate")
 )
 
-func (c *Config) check() error {
-	if len(c.Listeners) == 0 {
+// check says what is wrong with listeners, which are served with streams.
+func (t *Settings) check() error {
+	if len(t.Listeners) == 0 {
 		return errNoListener
 	}
-	for _, l := range c.Listeners {
-		if (l.Protocol == turn.TLS || l.Protocol == turn.DTLS) && (c.Streams.TLS == nil || c.Streams.TLS.GetCertificate == nil) {
+	for _, l := range t.Listeners {
+		if (l.Protocol == turn.TLS || l.Protocol == turn.DTLS) && (t.Streams.TLS == nil || t.Streams.TLS.GetCertificate == nil) {
 			return fmt.Errorf("listen on %v/%v: %w", l.Protocol, l.Address, errNoCertificate)
 		}
 		if !l.Address.IsValid() || l.Address.Addr().IsUnspecified() {
 			return fmt.Errorf("listen on %v: not one address", l.Address)
 		}
 	}
-	c.Streams.defaults()
+	return nil
+}
+
+func (c *Config) check() error {
+	if err := c.Settings.check(); err != nil {
+		return err
+	}
 	if c.Clock == nil {
 		clock, err := HostClock()
 		if err != nil {
@@ -90,15 +100,18 @@ func (c *Config) check() error {
 	return nil
 }
 
-// surroundings are what the data path knows of the host's own addresses.
+// surroundings are what the data path knows of the host's own addresses, and the caps.
 type surroundings struct {
 	rules   turn.Rules
 	icmp    ICMP
+	caps    turn.Caps
+	metered bool                    // there are any
 	guarded map[netip.Addr]struct{} // where only live allocations are reachable
 }
 
-func newSurroundings(r turn.Rules, i ICMP) *surroundings {
-	s := &surroundings{rules: r, icmp: i, guarded: map[netip.Addr]struct{}{}}
+func newSurroundings(t *Settings) *surroundings {
+	r := t.Rules
+	s := &surroundings{rules: r, icmp: t.ICMP, caps: t.Caps, metered: t.Caps != (turn.Caps{}), guarded: map[netip.Addr]struct{}{}}
 	own := r.Own
 	for _, l := range r.Relays {
 		own = append(own[:len(own):len(own)], l.IP)

@@ -340,8 +340,8 @@ func (c *stream) copy(f *flow, direction int, to, from net.Conn, early []byte, r
 
 // wait waits until n bytes are within the cap of each scope.
 func (c *stream) wait(f *flow, direction, n int) {
-	for over := turn.Scope(0); n > 0 && c.server.flows.meters != nil && !f.gone.Load(); {
-		over = c.server.caps.Take(f.words[direction].Load(), over, min(n, pipePiece), int64(c.server.clock().Uptime))
+	for over := turn.Scope(0); n > 0 && c.server.surroundings.Load().metered && !f.gone.Load(); {
+		over = c.server.surroundings.Load().caps.Take(f.words[direction].Load(), over, min(n, pipePiece), int64(c.server.clock().Uptime))
 		if over == turn.Scopes {
 			over, n = 0, n-pipePiece
 			continue

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"reflect"
 	"sync"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -46,26 +47,29 @@ type dtlsAccepter struct {
 }
 
 func (s *Server) listenDTLS(l *listener) error {
-	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(l.Address))
+	conn, err := s.inheritDTLS(l.Address)
+	if err == nil && conn == nil {
+		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(l.Address))
+	}
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	_ = conn.SetReadBuffer(ListenerBuffer) // as large as it may be
 	a := &dtlsAccepter{
 		server: s, listener: l, conn: conn, assocs: map[netip.AddrPort]*association{},
-		partials: partialHellos{crowd: &s.crowd, limit: s.config.Streams.MaxIdle, life: s.config.Streams.Handshake},
+		partials: partialHellos{crowd: &s.crowd, limit: func() int { return s.streams.Load().MaxIdle }, life: s.streams.Load().Handshake},
 	}
 	if _, err := io.ReadFull(s.config.Entropy, a.key[:]); err != nil {
 		return errors.Join(fmt.Errorf("draw entropy: %w", err), conn.Close())
 	}
-	certificate := s.config.Streams.TLS.GetCertificate
+	certificate := s.streams.Load().TLS.GetCertificate
 	a.options = []dtls.ServerOption{
 		dtls.WithGetCertificate(func(h *dtls.ClientHelloInfo) (*tls.Certificate, error) {
 			return certificate(&tls.ClientHelloInfo{ServerName: h.ServerName})
 		}),
 		dtls.WithLoggerFactory(&logging.DefaultLoggerFactory{Writer: io.Discard, DefaultLogLevel: logging.LogLevelDisabled}),
 	}
-	if p := s.config.Streams.TLS.NextProtos; len(p) > 0 {
+	if p := s.streams.Load().TLS.NextProtos; len(p) > 0 {
 		a.options = append(a.options, dtls.WithSupportedProtocols(p...))
 	}
 	l.accepts = append(l.accepts, a)
@@ -73,6 +77,8 @@ func (s *Server) listenDTLS(l *listener) error {
 }
 
 func (a *dtlsAccepter) close() error { return a.conn.Close() }
+
+func (a *dtlsAccepter) socket() syscall.Conn { return a.conn }
 
 func (a *dtlsAccepter) accept() {
 	defer a.partials.clear()
@@ -100,6 +106,8 @@ func (a *dtlsAccepter) receive(client netip.AddrPort, b []byte) {
 		cookie, first = p.cookie()
 	}
 	switch {
+	case known == nil && a.listener.retired.Load():
+		a.server.stats.drop(DropNoAllocation)
 	case first && (known == nil || string(cookie) != known.cookie):
 		a.greet(client, p, rest, cookie)
 	case part && a.gather(client, p, rest):

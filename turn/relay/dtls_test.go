@@ -21,7 +21,7 @@ import (
 // returned its cookie.
 func TestDTLSKeepsNothingBeforeTheCookie(t *testing.T) {
 	g := serveTest(t, withStreams(t))
-	a := g.listeners[slices.Index(protocols, turn.DTLS)].accepts[0].(*dtlsAccepter)
+	a := g.listeners()[slices.Index(protocols, turn.DTLS)].accepts[0].(*dtlsAccepter)
 	known := func() int {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -161,7 +161,7 @@ func (g *rig) proven() (*endpointUDP, []byte) {
 
 // dtlsListener is that of g.
 func (g *rig) dtlsListener() *dtlsAccepter {
-	return g.listeners[slices.Index(protocols, turn.DTLS)].accepts[0].(*dtlsAccepter)
+	return g.listeners()[slices.Index(protocols, turn.DTLS)].accepts[0].(*dtlsAccepter)
 }
 
 func (l *partialHellos) len() int {
@@ -342,7 +342,7 @@ func TestDTLSHostileParts(t *testing.T) {
 
 func TestPartialHellosAreBounded(t *testing.T) {
 	var w crowd
-	l := &partialHellos{crowd: &w, limit: 1, life: time.Hour}
+	l := &partialHellos{crowd: &w, limit: func() int { return 1 }, life: time.Hour}
 	hello := withCookie(clientHello(t), make([]byte, cookieBytes))
 	n := len(hello) - dtlsRecord - dtlsHandshake
 	parts := partsOf(hello, [2]int{0, 60}, [2]int{60, n})

@@ -109,9 +109,9 @@ func newRig(t testing.TB, adjust func(*Config)) *rig {
 	t.Helper()
 	g := &rig{t: t, store: newMemoryLog(), log: &journal{}}
 	g.config = Config{
-		Listeners: []Listener{{Address: freePort(t, serverIP), Protocol: turn.UDP}},
-		Settings:  testSettings(), Log: g.store, Logger: zerolog.New(g.log), Version: "test", PID: 1, Shards: 2,
+		Settings: testSettings(), Log: g.store, Logger: zerolog.New(g.log), Version: "test", PID: 1, Shards: 2,
 	}
+	g.config.Listeners = []Listener{{Address: freePort(t, serverIP), Protocol: turn.UDP}}
 	if adjust != nil {
 		adjust(&g.config)
 	}
@@ -195,7 +195,7 @@ func ctxFor(t testing.TB) context.Context {
 // flow is the flow of c.
 func (g *rig) flow(c *client) *flow {
 	g.t.Helper()
-	f := g.listeners[0].seats.get(c.addr).of()
+	f := g.listeners()[0].seats.get(c.addr).of()
 	if f == nil {
 		g.t.Fatalf("%v has no flow", c.addr)
 	}

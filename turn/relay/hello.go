@@ -130,7 +130,7 @@ type partialHello struct {
 // are too many the oldest makes room: its client sends it again.
 type partialHellos struct {
 	crowd *crowd
-	limit int // of a source
+	limit func() int // of a source
 	life  time.Duration
 
 	mu       sync.Mutex // guards the fields below
@@ -148,7 +148,7 @@ func (l *partialHellos) begin(client netip.AddrPort, p helloPart, cookie string)
 		}
 		l.remove(e)
 	}
-	if !l.crowd.waits(sourceOf(client.Addr()), l.limit) {
+	if !l.crowd.waits(sourceOf(client.Addr()), l.limit()) {
 		return false
 	}
 	if l.order.Len() >= maxPartial {

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net/netip"
+	"sync/atomic"
 
 	"turnstone/turn"
 )
@@ -13,14 +14,20 @@ type Listener struct {
 	Protocol turn.Protocol
 }
 
-// listener is an open Listener with the flows of its clients.
+// listener is an open Listener with the flows of its clients. One that the configuration has no more is retired: whoever
+// holds an allocation by it is served until that ends, and then it is closed.
 type listener struct {
 	Listener
-	fds     []int // of UDP: one for each shard, or none over a virtual network
-	conn    packetConn
-	accepts []accepter       // of the other protocols
-	seats   stripes[*seat]   // by client
-	streams stripes[*stream] // by client
+	fds      []int // of UDP: at least one for each shard, or none over a virtual network
+	distinct []int // those among fds that are sockets of their own
+	conn     packetConn
+	accepts  []accepter       // of the other protocols
+	seats    stripes[*seat]   // by client
+	streams  stripes[*stream] // by client
+
+	retired atomic.Bool
+	leaving bool // it is about to be closed; guarded by [opened]
+	closed  bool // nothing is to be sent from it; guarded by the replier
 }
 
 func (l *listener) fiveTuple(client netip.AddrPort) turn.FiveTuple {

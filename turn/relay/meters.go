@@ -1,6 +1,10 @@
 package relay
 
-import "turnstone/turn"
+import (
+	"sync/atomic"
+
+	"turnstone/turn"
+)
 
 // Meters are words that a Datapath takes from too, by direction, with what to give them back by. A word is nil where there
 // is none left: then that relay does not carry the allocation either.
@@ -25,6 +29,7 @@ type userMeter struct {
 // give gives f its words.
 func (m *meters) give(f *flow) {
 	var words [2]turn.Words
+	f.lent = 0
 	if m.shared != nil {
 		words, f.lent = m.shared.TakeMeters(f.id, f.holder)
 	}
@@ -69,15 +74,36 @@ func (m *meters) share(d Meters, flows map[turn.AllocationID]*flow) {
 	}
 }
 
+// unshare has all flows take from words of the server's own again, which go on where those they shared stand.
+func (m *meters) unshare(flows map[turn.AllocationID]*flow) {
+	shared := m.shared
+	for _, f := range flows {
+		before := [2]*turn.Words{f.words[toPeer].Load(), f.words[toClient].Load()}
+		m.shared = shared
+		m.take(f)
+		m.shared = nil
+		m.give(f)
+		for d, words := range before {
+			for s, word := range f.words[d].Load() {
+				if stood := atomic.LoadUint64(words[s]); stood > atomic.LoadUint64(word) {
+					atomic.StoreUint64(word, stood)
+				}
+			}
+		}
+	}
+	m.shared = nil
+}
+
 // dropOver is why what goes over the cap of each scope is dropped.
 var dropOver = [turn.Scopes]Drop{turn.ScopeAllocation: DropMeter, turn.ScopeUser: DropMeterUser, turn.ScopeTotal: DropMeterTotal}
 
 // within takes n bytes for f in a direction. False: they are over a cap, and counted as dropped.
 func (s *Server) within(f *flow, direction, n int, now int64) bool {
-	if s.flows.meters == nil {
+	around := s.surroundings.Load()
+	if !around.metered {
 		return true
 	}
-	over := s.caps.Take(f.words[direction].Load(), 0, n, now)
+	over := around.caps.Take(f.words[direction].Load(), 0, n, now)
 	if over == turn.Scopes {
 		return true
 	}

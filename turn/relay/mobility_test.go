@@ -90,7 +90,7 @@ func TestClientMoves(t *testing.T) {
 	away.wantPath(peer, home.relayed)
 	away.wantBack(peer, home.relayed)
 	g.wantLeft(1, turn.ReasonMoved)
-	eventually(t, "what was left is not relayed for", func() bool { return g.listeners[0].seats.get(home.addr) == nil })
+	eventually(t, "what was left is not relayed for", func() bool { return g.listeners()[0].seats.get(home.addr) == nil })
 	home.send(g.addr, channelData(0x4000, []byte("late")))
 	peer.wantNothing()
 	home.wantNothing()
@@ -225,7 +225,7 @@ func TestClientMovesBetweenTransports(t *testing.T) {
 		c.wantBack(peer, home.relayed)
 		_ = c.stream.Close()
 		g.wantLeft(2*i+2, turn.ReasonStreamClosed)
-		eventually(t, "data goes by the new five-tuple", func() bool { return g.listeners[0].seats.get(back.addr).of().at.Load().client == back.addr })
+		eventually(t, "data goes by the new five-tuple", func() bool { return g.listeners()[0].seats.get(back.addr).of().at.Load().client == back.addr })
 		back.wantBack(peer, home.relayed)
 		back.wantPath(peer, home.relayed)
 	}

@@ -38,6 +38,9 @@ func (p *replier) send(r outgoing, b []byte) {
 		}
 		return
 	}
+	if r.listener.closed {
+		return
+	}
 	if p.out == nil {
 		_, _ = r.listener.conn.WriteTo(b, udpAddr(r.client)) // as lossy as the network
 		return

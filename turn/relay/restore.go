@@ -24,6 +24,9 @@ func (w *writer) configured(t Settings) {
 	if known := w.state.Relays(); !slices.Equal(known, t.Rules.Relays) && (len(known) > 0 || slices.ContainsFunc(t.Rules.Relays, turn.Relay.Mapped)) {
 		w.apply(turn.RelaysChanged{Relays: slices.Clone(t.Rules.Relays)})
 	}
+	if len(t.Changed) > 0 {
+		w.apply(turn.SettingsChanged{Changes: t.Changed})
+	}
 	w.apply(turn.Reconcile(w.state, &t.Rules, t.Gate)...)
 }
 

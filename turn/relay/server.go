@@ -37,21 +37,25 @@ type Server struct {
 	sampled zerolog.Logger // for what clients can cause at will
 	clock   func() turn.Moment
 
-	listeners []*listener
+	opened    opened
 	shards    []*shard
 	endpoints *endpoints
 	readers   sync.WaitGroup // of a virtual network
+	inherited inheritance
 
 	flows        flows
 	pool         socketPool
-	caps         turn.Caps // in each direction
 	gate         atomic.Pointer[turn.Gate]
 	surroundings atomic.Pointer[surroundings]
+	streams      atomic.Pointer[Streams]
 	limiter      atomic.Pointer[limiter]
 	writer       *writer
+	carrier      carrier
 
 	requests chan request
 	commands chan func(*writer)
+	pulse    chan struct{} // taken by a writer that lives
+	tasks    chan func()   // for the committer
 	commits  chan *batch
 	failures chan failure
 	resumed  chan struct{}
@@ -73,6 +77,9 @@ type Server struct {
 	indicated   atomic.Uint64
 
 	ready     atomic.Bool
+	leaves    atomic.Bool // it is to leave its sockets open
+	leaving   atomic.Bool // sockets are closed because the process ends
+	left      []Socket
 	stopCause string
 	stopping  chan struct{} // closed when Run ends serving
 	stopped   chan struct{} // closed when Run returns
@@ -89,6 +96,7 @@ func New(c Config) (*Server, error) {
 		config: c, log: c.Logger, sampled: c.Logger.Sample(&zerolog.BurstSampler{Burst: 1, Period: time.Second}),
 		clock: c.Clock, endpoints: new(endpoints),
 		requests: make(chan request, maxQueue), commands: make(chan func(*writer)), commits: make(chan *batch),
+		pulse: make(chan struct{}), tasks: make(chan func()),
 		failures: make(chan failure), resumed: make(chan struct{}),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -99,35 +107,42 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("draw entropy: %w", err)
 	}
 	s.flows.byID, s.flows.conns, s.flows.sockets, s.flows.listener = map[turn.AllocationID]*flow{}, &s.conns, &s.pool, s.listenerOf
-	if s.caps = c.Caps; s.caps != (turn.Caps{}) {
-		s.flows.meters = new(meters)
-	}
+	s.flows.meters = new(meters)
+	s.inherited.put(c.Inherited)
+	s.carrier.now = c.Datapath
 	s.writer = newWriter(s, c.State, c.Settings.Rules)
 	s.use(c.Settings)
 	s.newReplier()
 	if err := s.open(); err != nil {
-		return nil, errors.Join(err, s.close())
+		return nil, errors.Join(err, s.giveUp())
 	}
 	if err := s.restore(); err != nil {
-		return nil, errors.Join(err, s.close())
+		return nil, errors.Join(err, s.giveUp())
 	}
+	s.disown()
 	return s, nil
 }
 
-// Carry has another relay carry what the log grants. It is called before Run, if at all. Where the
-// other has meters, they are shared: the caps hold for both together.
-func (s *Server) Carry(d Datapath) {
-	s.config.Datapath = d
-	if m, ok := d.(Meters); ok && s.flows.meters != nil {
-		s.flows.meters.share(m, s.flows.byID)
+// giveUp closes all sockets. What another process can inherit it still can.
+func (s *Server) giveUp() error {
+	s.leaving.Store(true)
+	for _, k := range s.inherited.rest() {
+		_ = unix.Close(k.FD)
 	}
+	return s.close()
 }
 
 // use puts settings in force for the data path and the gate.
 func (s *Server) use(t Settings) {
 	s.gate.Store(t.Gate)
-	s.surroundings.Store(newSurroundings(t.Rules, t.ICMP))
+	s.surroundings.Store(newSurroundings(&t))
 	s.limiter.Store(newLimiter(t.UnauthRate, t.UnauthBurst))
+	streams := t.Streams
+	streams.defaults()
+	if before := s.streams.Load(); before != nil && streams.TLS == nil {
+		streams.TLS = before.TLS
+	}
+	s.streams.Store(&streams)
 }
 
 func (s *Server) newBatch() *batch { return s.spare.Get().(*batch) }
@@ -142,25 +157,12 @@ func (s *Server) recycle(b *batch) {
 
 // open opens shards and listeners.
 func (s *Server) open() error {
-	for _, l := range s.config.Listeners {
-		s.listeners = append(s.listeners, &listener{Listener: l})
-	}
-	if s.config.Net != nil {
-		for _, l := range s.listeners {
-			if l.Protocol != turn.UDP {
-				return fmt.Errorf("listen on %v/%v: a virtual network has only udp", l.Protocol, l.Address)
-			}
-			c, err := s.openNet(l.Address)
-			if err != nil {
-				return fmt.Errorf("listen on %v: %w", l.Address, err)
-			}
-			l.conn = c
-		}
-		return nil
-	}
 	n := s.config.Shards
 	if n == 0 {
 		n = runtime.GOMAXPROCS(0)
+	}
+	if s.config.Net != nil {
+		n = 0
 	}
 	for i := range n {
 		h, err := newShard(s, i)
@@ -171,36 +173,9 @@ func (s *Server) open() error {
 			return err
 		}
 	}
-	for _, l := range s.listeners {
-		listen := s.listenStream
-		if l.Protocol == turn.UDP {
-			listen = s.listen
-		}
-		if err := listen(l); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// listen opens a socket of l in each shard. The first is bound alone for a
-// moment: sharing the port is for our shards, not for somebody else's server.
-func (s *Server) listen(l *listener) error {
-	probe, err := bindUDP(l.Address, 0, false)
-	if err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	if err := unix.Close(probe); err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	for range s.shards {
-		fd, err := bindUDP(l.Address, ListenerBuffer, true)
-		if err != nil {
-			return fmt.Errorf("listen: %w", err)
-		}
-		l.fds = append(l.fds, fd)
-	}
-	return nil
+	list, _, err := s.openMore(s.config.Listeners)
+	s.opened.list.Store(&list)
+	return err
 }
 
 // openRelayed opens the relayed transport address a in a shard.
@@ -215,7 +190,7 @@ func (s *Server) openRelayed(a netip.AddrPort, shard int, tcp bool) (socket, err
 		}
 		return &netSocket{server: s, conn: c}, nil
 	}
-	fd, err := bindUDP(a, relayedBuffer, false)
+	fd, err := s.bindRelayed(a)
 	if err != nil {
 		return nil, err
 	}
@@ -225,11 +200,24 @@ func (s *Server) openRelayed(a netip.AddrPort, shard int, tcp bool) (socket, err
 	if fd>>8 >= len(s.endpoints.chunks) {
 		return nil, errors.Join(errTooManyFiles, unix.Close(fd))
 	}
-	return &rawSocket{fd: fd, shard: s.shards[shard%len(s.shards)]}, nil
+	return &rawSocket{fd: fd, shard: s.shards[shard%len(s.shards)], address: a}, nil
+}
+
+// bindRelayed is the inherited socket at a, else a new one.
+func (s *Server) bindRelayed(a netip.AddrPort) (fd int, err error) {
+	fds := s.inherited.take(place{relayed: true, address: a})
+	if len(fds) == 0 {
+		return bindUDP(a, relayedBuffer, false)
+	}
+	closeAll(fds[1:])
+	if err := adoptUDP(fds[0], a, relayedBuffer, false); err != nil {
+		return -1, errors.Join(err, unix.Close(fds[0]))
+	}
+	return fds[0], nil
 }
 
 func (s *Server) listenerOf(a netip.AddrPort, p turn.Protocol) *listener {
-	for _, l := range s.listeners {
+	for _, l := range s.listeners() {
 		if l.Address == a && l.Protocol == p {
 			return l
 		}
@@ -289,14 +277,7 @@ func (s *Server) Run(ctx context.Context, cause func() string) error {
 	for _, h := range s.shards {
 		h.stop()
 	}
-	for _, l := range s.listeners {
-		if l.conn != nil {
-			_ = l.conn.Close()
-		}
-		for _, a := range l.accepts {
-			err = errors.Join(err, a.close())
-		}
-	}
+	err = errors.Join(err, s.endListening())
 	s.conns.close(func(*peerConn) bool { return true })
 	s.crowd.stop()
 	err = errors.Join(err, group.Wait())
@@ -308,33 +289,38 @@ func (s *Server) Run(ctx context.Context, cause func() string) error {
 	s.withdrawer.end()
 	defer time.AfterFunc(withdrawLast, giveUp).Stop()
 	closeSockets(<-quarantined)
-	return errors.Join(err, s.close())
+	s.leaving.Store(true)
+	return errors.Join(err, s.leaveRest(), s.close())
 }
 
 // serve starts the loops over sockets.
 func (s *Server) serve(group *errgroup.Group) {
-	for i, h := range s.shards {
-		for _, l := range s.listeners {
-			if l.Protocol != turn.UDP {
-				continue
-			}
-			s.endpoints.set(l.fds[i], &endpoint{listener: l})
-			if err := h.watch(l.fds[i]); err != nil {
-				group.Go(func() error { return err })
-			}
-		}
+	for _, h := range s.shards {
 		group.Go(h.run)
 	}
-	for _, l := range s.listeners {
-		for _, a := range l.accepts {
-			group.Go(func() error { a.accept(); return nil })
-		}
-		if l.conn != nil {
-			s.readers.Go(func() {
-				s.readAll(l.conn, func(from netip.AddrPort, b []byte) { s.netFromClient(l, from, b) })
-			})
+	for _, l := range s.listeners() {
+		if err := s.start(l); err != nil {
+			group.Go(func() error { return err })
 		}
 	}
+}
+
+// endListening closes what new streams come by.
+func (s *Server) endListening() error {
+	s.opened.mu.Lock()
+	s.opened.ended = true
+	s.opened.mu.Unlock()
+	errs := []error{s.leaveAccepts()}
+	for _, l := range s.listeners() {
+		if l.conn != nil {
+			_ = l.conn.Close()
+		}
+		for _, a := range l.accepts {
+			errs = append(errs, a.close())
+		}
+	}
+	s.opened.accepts.Wait()
+	return errors.Join(errs...)
 }
 
 // close closes all sockets.
@@ -347,16 +333,8 @@ func (s *Server) close() error {
 	s.conns.close(func(*peerConn) bool { return true })
 	s.tcp.Wait()
 	var errs []error
-	for _, l := range s.listeners {
-		for _, fd := range l.fds {
-			errs = append(errs, unix.Close(fd))
-		}
-		if l.conn != nil {
-			_ = l.conn.Close()
-		}
-		for _, a := range l.accepts {
-			_ = a.close() // it may be already
-		}
+	for _, l := range s.listeners() {
+		errs = append(errs, l.close())
 	}
 	for _, h := range s.shards {
 		errs = append(errs, h.close())
@@ -387,6 +365,10 @@ func (s *Server) admit(l *listener, shard int, client netip.AddrPort, frame []by
 // judge asks the gate. It yields the answer where there is one already, else the request and the gate that let it in, or
 // nothing: it is no request, or waits for a directory.
 func (s *Server) judge(o origin) (*turn.Request, *turn.Gate, *turn.Reply) {
+	if !o.heeds() {
+		s.stats.drop(DropNoAllocation)
+		return nil, nil, nil
+	}
 	gate := s.gate.Load()
 	var held turn.SealedToken
 	if gate.TakesTokens() {
@@ -479,14 +461,11 @@ func (s *Server) Drain(ctx context.Context, on bool) error {
 	})
 }
 
-// Reload puts other settings in force and revokes what they forbid. It returns when that is durable
-// and relayed no more.
+// Reload is Prepare and Apply.
 func (s *Server) Reload(ctx context.Context, t Settings) error {
-	return s.do(ctx, func(w *writer) error {
-		t.Rules.Draining = w.rules.Draining
-		w.rules = t.Rules
-		s.use(t)
-		w.configured(t)
-		return nil
-	})
+	p, err := s.Prepare(t)
+	if err != nil {
+		return err
+	}
+	return p.Apply(ctx)
 }

@@ -86,15 +86,19 @@ func (h *shard) close() error { return errors.Join(unix.Close(h.wake), unix.Clos
 
 // rawSocket is a relayed transport address on a real socket.
 type rawSocket struct {
-	fd    int
-	shard *shard
+	fd      int
+	shard   *shard
+	address netip.AddrPort
 }
+
+func (r *rawSocket) shown() Socket { return Socket{Relayed: true, Address: r.address, FD: r.fd} }
 
 func (r *rawSocket) serve(at *relayed) {
 	r.shard.server.endpoints.set(r.fd, &endpoint{relayed: at})
 	if err := r.shard.watch(r.fd); err != nil {
 		r.shard.server.log.Error().Err(err).Stringer("relayed", at.address).Msg("relayed socket is not served")
 	}
+	r.shard.server.keep(r.shown())
 }
 
 // stop takes the descriptor from the shard. Rounds that have it in hand go on: see Server.grace.
@@ -105,7 +109,10 @@ func (r *rawSocket) stop() {
 
 // close closes the descriptor. It must be stopped, and no shard may have it in hand:
 // its number may be anybody's the moment it is closed.
-func (r *rawSocket) close() { _ = unix.Close(r.fd) }
+func (r *rawSocket) close() {
+	r.shard.server.forget(r.shown())
+	_ = unix.Close(r.fd)
+}
 
 // run serves until stopped. One round takes what is ready, sends what comes of it, and lets go.
 func (h *shard) run() error {

@@ -38,6 +38,16 @@ func (p *socketPool) take(a netip.AddrPort) (socket, bool) {
 	return s, ok
 }
 
+// all are those that nobody has taken.
+func (p *socketPool) all() (list []socket) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.m {
+		list = append(list, s)
+	}
+	return list
+}
+
 // closeAll closes what nobody took, sockets of events that were never durable, but for
 // those of the reservations of state; nil for none.
 func (p *socketPool) closeAll(state *turn.State) {

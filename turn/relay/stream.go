@@ -121,14 +121,14 @@ func (c *stream) readAll(early []byte) (rest []byte, err error) {
 			if failed = in.fit(got, c.seat.Load() != nil, time.Now()); failed != nil {
 				return nil, failed
 			}
-			if err != nil && (!errors.Is(err, os.ErrDeadlineExceeded) || c.seat.Load() == nil && time.Since(last) >= c.server.config.Streams.Idle) {
+			if err != nil && (!errors.Is(err, os.ErrDeadlineExceeded) || c.seat.Load() == nil && time.Since(last) >= c.server.streams.Load().Idle) {
 				return nil, err
 			}
 		}
 		if c.seat.Load() != nil {
 			last = time.Now()
 		}
-		if err := c.conn.SetReadDeadline(in.until(last.Add(c.server.config.Streams.Idle))); err != nil {
+		if err := c.conn.SetReadDeadline(in.until(last.Add(c.server.streams.Load().Idle))); err != nil {
 			return nil, err
 		}
 		var n int
@@ -315,7 +315,7 @@ func (c *stream) writeAll() {
 }
 
 func (c *stream) write(b []byte, ends []int) error {
-	if err := c.conn.SetWriteDeadline(time.Now().Add(c.server.config.Streams.Stall)); err != nil {
+	if err := c.conn.SetWriteDeadline(time.Now().Add(c.server.streams.Load().Stall)); err != nil {
 		return err
 	}
 	if !c.datagrams {
@@ -343,7 +343,7 @@ func (s *Server) shake(conn net.Conn) error {
 	if !ok {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), s.config.Streams.Handshake)
+	ctx, cancel := context.WithTimeout(context.Background(), s.streams.Load().Handshake)
 	defer cancel()
 	return h.HandshakeContext(ctx)
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"turnstone/turn"
@@ -48,6 +49,7 @@ func (c *Streams) defaults() {
 // accepter takes in the streams of a listener.
 type accepter interface {
 	accept() // until it is closed
+	socket() syscall.Conn
 	close() error
 }
 
@@ -131,8 +133,11 @@ func (s *Server) listenStream(l *listener) error {
 	if l.Protocol == turn.DTLS {
 		return s.listenDTLS(l)
 	}
-	open := net.ListenConfig{KeepAlive: 30 * time.Second}
-	n, err := open.Listen(context.Background(), "tcp", l.Address.String())
+	n, err := s.inheritTCP(l.Address)
+	if err == nil && n == nil {
+		open := net.ListenConfig{KeepAlive: 30 * time.Second}
+		n, err = open.Listen(context.Background(), "tcp", l.Address.String())
+	}
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
@@ -148,6 +153,8 @@ type tcpAccepter struct {
 }
 
 func (a *tcpAccepter) close() error { return a.net.Close() }
+
+func (a *tcpAccepter) socket() syscall.Conn { return a.net.(*net.TCPListener) }
 
 func (a *tcpAccepter) accept() {
 	for {
@@ -166,10 +173,10 @@ func (a *tcpAccepter) accept() {
 
 // welcome runs serve for conn, which it closes after it or, saying so to refused, where there is no room.
 func (s *Server) welcome(conn net.Conn, serve func(), refused func()) {
-	if !s.crowd.enter(conn, s.config.Streams.Max) {
+	if !s.crowd.enter(conn, s.streams.Load().Max) {
 		refused()
 		s.stats.refusedStreams.Add(1)
-		s.sampled.Warn().Int("max", s.config.Streams.Max).Msg("a stream is refused: there are as many as may be")
+		s.sampled.Warn().Int("max", s.streams.Load().Max).Msg("a stream is refused: there are as many as may be")
 		_ = conn.Close()
 		return
 	}
@@ -183,7 +190,7 @@ func (s *Server) welcome(conn net.Conn, serve func(), refused func()) {
 // serveTCP serves a connection: its PROXY header, its TLS, its frames.
 func (s *Server) serveTCP(l *listener, conn net.Conn) {
 	peer := addrOf(conn)
-	if slices.ContainsFunc(s.config.Streams.Proxies, func(p netip.Prefix) bool { return p.Contains(peer.Addr()) }) {
+	if slices.ContainsFunc(s.streams.Load().Proxies, func(p netip.Prefix) bool { return p.Contains(peer.Addr()) }) {
 		proxied, err := s.proxied(conn)
 		if err != nil {
 			s.refuseStream(peer, err)
@@ -195,7 +202,7 @@ func (s *Server) serveTCP(l *listener, conn net.Conn) {
 		if l.Protocol != turn.TLS {
 			return conn, nil
 		}
-		secure := tls.Server(conn, s.config.Streams.TLS)
+		secure := tls.Server(conn, s.streams.Load().TLS)
 		return secure, s.shake(secure)
 	})
 }
@@ -214,7 +221,7 @@ var (
 
 // proxied reads the header with which a proxy says whom it speaks for.
 func (s *Server) proxied(conn net.Conn) (net.Conn, error) {
-	p := proxyproto.NewConn(conn, proxyproto.WithPolicy(proxyproto.REQUIRE), proxyproto.SetReadHeaderTimeout(s.config.Streams.Handshake),
+	p := proxyproto.NewConn(conn, proxyproto.WithPolicy(proxyproto.REQUIRE), proxyproto.SetReadHeaderTimeout(s.streams.Load().Handshake),
 		proxyproto.ValidateHeader(func(h *proxyproto.Header) error {
 			if h.Version != 2 {
 				return errProxyVersion
@@ -243,7 +250,7 @@ var (
 // serveStream serves client on the connection that secure yields, which may take a handshake.
 func (s *Server) serveStream(l *listener, client netip.AddrPort, secure func() (net.Conn, error)) {
 	source := sourceOf(client.Addr())
-	if !s.crowd.waits(source, s.config.Streams.MaxIdle) {
+	if !s.crowd.waits(source, s.streams.Load().MaxIdle) {
 		s.refuseStream(client, errIdleStreams)
 		return
 	}
@@ -276,7 +283,7 @@ func (c *stream) attach(e *seat) {
 func (c *stream) detach(e *seat) {
 	if c.seat.CompareAndSwap(e, nil) {
 		c.server.crowd.counts(sourceOf(c.client.Addr()), 1)
-		_ = c.conn.SetReadDeadline(time.Now().Add(c.server.config.Streams.Idle))
+		_ = c.conn.SetReadDeadline(time.Now().Add(c.server.streams.Load().Idle))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"turnstone/turn"
 
 	"github.com/pion/stun/v3"
+	"golang.org/x/sys/unix"
 )
 
 var errKernel = errors.New("the kernel does not answer")
@@ -69,7 +70,7 @@ func taken(t *testing.T, a netip.AddrPort) bool {
 	t.Helper()
 	fd, err := bindUDP(a, relayedBuffer, false)
 	if err == nil {
-		(&rawSocket{fd: fd}).close()
+		_ = unix.Close(fd)
 		return false
 	}
 	if !errors.Is(err, errAddressInUse) {

@@ -107,7 +107,13 @@ func (s *Server) withdrawAll(ctx context.Context) (quarantined []socket) {
 			continue
 		}
 		up := waiting[len(waiting)-1].up
-		err := s.config.Datapath.Withdraw(ctx, up)
+		d, err := s.carrier.get(ctx)
+		if d != nil {
+			err = d.Withdraw(ctx, up)
+		}
+		if err != nil && ctx.Err() == nil && s.carrier.replaced(d) {
+			continue
+		}
 		if err == nil {
 			var sockets []socket
 			for _, d := range waiting {
@@ -138,8 +144,17 @@ func (s *Server) withdrawAll(ctx context.Context) (quarantined []socket) {
 // in hand any more: before that nobody else may get their ports.
 func (s *Server) settle(ctx context.Context, up turn.Seq, sockets []socket) {
 	for len(sockets) > 0 {
-		err := s.config.Datapath.Settle(ctx, up)
-		if err == nil || !pauseFor(ctx, withdrawRetry) {
+		d, err := s.carrier.get(ctx)
+		if d != nil {
+			err = d.Settle(ctx, up)
+		}
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		if s.carrier.replaced(d) {
+			continue
+		}
+		if !pauseFor(ctx, withdrawRetry) {
 			break
 		}
 		s.log.Error().Err(err).Uint64("seq", uint64(up)).Msg("the kernel does not let go of what was revoked: its ports stay closed to others")

@@ -37,6 +37,7 @@ type batch struct {
 	replies []outgoing
 	bytes   []byte        // of the replies
 	after   []func(error) // called when the record is durable and withdrawn, or is not to be
+	stored  []func(error) // called when the record is durable, withdrawn or not, or is not to be
 	held    []transaction // whose answers wait for the kernel
 	durable chan struct{} // closed when the record is durable; nil where nobody asks
 	begun   bool          // the record's moment is fixed
@@ -56,7 +57,7 @@ type outgoing struct {
 }
 
 func (b *batch) empty() bool {
-	return len(b.record.Events) == 0 && len(b.replies) == 0 && len(b.after) == 0
+	return len(b.record.Events) == 0 && len(b.replies) == 0 && len(b.after) == 0 && len(b.stored) == 0
 }
 
 // full says whether b should take no more requests.
@@ -71,8 +72,17 @@ func (b *batch) settle(err error) {
 	}
 }
 
+// tellStored tells those who wait for no more than that b is durable.
+func (b *batch) tellStored(err error) {
+	for _, f := range b.stored {
+		f(err)
+	}
+	b.stored = nil
+}
+
 // fail tells everyone who waits for b that it failed. Its replies never leave.
 func (b *batch) fail(err error) {
+	b.tellStored(err)
 	b.settle(err)
 	for _, r := range b.replies {
 		if r.stream != nil && !r.unasked {
@@ -96,6 +106,8 @@ type writer struct {
 
 // run decides until stop is closed and nothing is left to commit.
 func (w *writer) run(stop <-chan struct{}) error {
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
 	for {
 		var in <-chan request
 		var hand chan<- *batch
@@ -112,6 +124,7 @@ func (w *writer) run(stop <-chan struct{}) error {
 			w.requests(r)
 		case c := <-w.s.commands:
 			c(w)
+		case <-w.s.pulse:
 		case <-w.s.posted.wake:
 			w.apply(w.s.posted.take(maxEvents)...)
 		case <-w.s.ended.wake:
@@ -122,6 +135,8 @@ func (w *writer) run(stop <-chan struct{}) error {
 			w.open = w.s.newBatch()
 		case <-w.timer.C:
 			w.begin()
+		case <-look.C:
+			w.dismiss()
 		case f := <-w.s.failures:
 			if err := w.recover(stop, f); err != nil {
 				return err
@@ -207,7 +222,7 @@ func (w *writer) request(r request) {
 	if r.stream != nil && !w.takes(r) {
 		return
 	}
-	if r.gate != w.s.gate.Load() || w.s.withdrawer.holds(r.transaction()) {
+	if r.gate != w.s.gate.Load() || w.s.withdrawer.holds(r.transaction()) || !w.grants(r) {
 		w.s.stats.drop(DropBusy) // to be repeated, and admitted by the gate in force
 		return
 	}
@@ -232,7 +247,7 @@ func (w *writer) request(r request) {
 func (w *writer) answer(r request, d turn.Decision) {
 	w.apply(d.Events...)
 	b := w.open
-	if w.s.config.Datapath != nil && slices.ContainsFunc(d.Events, ends) {
+	if w.s.carrier.any() && slices.ContainsFunc(d.Events, ends) {
 		b.held = append(b.held, r.transaction())
 		w.s.withdrawer.hold(r.transaction())
 	}
@@ -252,7 +267,7 @@ func (w *writer) answer(r request, d turn.Decision) {
 func (w *writer) takes(r request) bool {
 	w.streamsEnded() // an earlier one from this address first
 	switch {
-	case r.stream.gone.Load(), w.s.withdrawer.holds(r.transaction()):
+	case r.stream.gone.Load(), w.s.withdrawer.holds(r.transaction()), !w.grants(r):
 		r.stream.answered()
 		return false
 	case r.gate != w.s.gate.Load():
@@ -340,6 +355,7 @@ func (w *writer) pause(stop <-chan struct{}, wait time.Duration) bool {
 		select {
 		case <-timer.C:
 			return true
+		case <-w.s.pulse:
 		case r := <-w.s.requests:
 			w.s.stats.drop(DropBusy)
 			if r.stream != nil {
@@ -433,11 +449,30 @@ func (w *writer) abandon(f failure) error {
 // do runs f in the writer and waits until what f saw and made is durable.
 func (s *Server) do(ctx context.Context, f func(*writer) error) error {
 	done := make(chan error, 1)
-	c := func(w *writer) {
+	return s.command(ctx, done, func(w *writer) {
 		w.begin()
 		err := f(w)
 		w.open.after = append(w.open.after, func(failed error) { done <- cmp.Or(failed, err) })
+	})
+}
+
+// Snapshot is a copy of the state, which is durable. What it has revoked may not be withdrawn yet.
+func (s *Server) Snapshot(ctx context.Context) (*turn.State, error) {
+	done := make(chan error, 1)
+	var state *turn.State
+	err := s.command(ctx, done, func(w *writer) {
+		w.begin()
+		state = w.state.Clone()
+		w.open.stored = append(w.open.stored, func(failed error) { done <- failed })
+	})
+	if err != nil {
+		return nil, err
 	}
+	return state, nil
+}
+
+// command runs c in the writer and waits for what comes of it.
+func (s *Server) command(ctx context.Context, done <-chan error, c func(*writer)) error {
 	select {
 	case s.commands <- c:
 	case <-ctx.Done():

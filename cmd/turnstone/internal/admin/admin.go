@@ -5,6 +5,7 @@ package admin
 import (
 	"time"
 
+	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/turn"
 )
 
@@ -16,6 +17,7 @@ type Status struct {
 	Ready       bool              `json:"ready"`
 	Draining    bool              `json:"draining"`
 	Listeners   []string          `json:"listeners"`
+	Ending      []string          `json:"ending"` // listeners that are open only for the allocations they have
 	Relay       []string          `json:"relay"`
 	Realm       string            `json:"realm"`
 	Kernel      string            `json:"kernel"`
@@ -34,10 +36,26 @@ type Status struct {
 	Drops       map[string]uint64 `json:"drops"`
 }
 
-// reloaded answers a reload.
-type reloaded struct {
-	Restart []string `json:"restart"` // settings that wait for one
+// Reloaded is what a reload did.
+type Reloaded struct {
+	Changed []config.Change `json:"changed"`
+	Restart []string        `json:"restart"` // settings that have changed and stay as they were until one
 }
+
+// Drain is how a drain is going.
+type Drain struct {
+	State       string `json:"state"` // draining; and at its end drained, deadline or cancelled
+	Allocations int    `json:"allocations"`
+	Left        string `json:"left"` // until the deadline
+}
+
+// What a Drain can say.
+const (
+	Draining  = "draining"
+	Drained   = "drained"
+	Deadline  = "deadline"
+	Cancelled = "cancelled"
+)
 
 // Allocation is an allocation as it is shown.
 type Allocation struct {

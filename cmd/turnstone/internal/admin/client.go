@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"syscall"
+	"time"
 
 	"turnstone/store"
 	"turnstone/turn"
@@ -111,17 +112,38 @@ func (c *Client) CloseAllocation(ctx context.Context, id turn.AllocationID) erro
 	return err
 }
 
-// Reload has the daemon read its configuration again. It yields the settings that have
-// changed and stay as they were until a restart.
-func (c *Client) Reload(ctx context.Context) (restart []string, err error) {
-	r, err := call[reloaded](ctx, c, http.MethodPost, "/v1/reload")
-	return r.Restart, err
+// Reload has the daemon read its configuration again.
+func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
+	return call[Reloaded](ctx, c, http.MethodPost, "/v1/reload")
 }
 
 // Drain stops or resumes new allocations.
 func (c *Client) Drain(ctx context.Context, on bool) error {
 	_, err := call[struct{}](ctx, c, http.MethodPost, fmt.Sprintf("/v1/drain?on=%t", on))
 	return err
+}
+
+// DrainOut stops new allocations and has the daemon end when there are none left, or after a time. It yields how that
+// goes, to the end. Who stops listening does not stop it.
+func (c *Client) DrainOut(ctx context.Context, timeout time.Duration) iter.Seq2[Drain, error] {
+	return func(yield func(Drain, error) bool) {
+		resp, err := c.do(ctx, http.MethodPost, "/v1/drain?on=true&timeout="+timeout.String())
+		if err != nil {
+			yield(Drain{}, err)
+			return
+		}
+		defer resp.Body.Close()
+		for lines := json.NewDecoder(resp.Body); ; {
+			var p Drain
+			if err := lines.Decode(&p); err != nil {
+				yield(p, fmt.Errorf("the daemon ended, and not because it was drained: %w", err))
+				return
+			}
+			if !yield(p, nil) || p.State != Draining {
+				return
+			}
+		}
+	}
 }
 
 // LogStat describes the log's file.

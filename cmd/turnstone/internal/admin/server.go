@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/http"
 	"strconv"
 	"time"
 
 	"turnstone/cmd/turnstone/internal/crash"
+	"turnstone/cmd/turnstone/internal/handover"
 	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
@@ -21,8 +23,12 @@ type Daemon interface {
 	Status(ctx context.Context) (Status, error)
 	View(ctx context.Context, f func(*turn.State)) error
 	CloseAllocation(ctx context.Context, id turn.AllocationID) error
-	Reload(ctx context.Context) (restart []string, err error)
+	Reload(ctx context.Context) (Reloaded, error)
 	Drain(ctx context.Context, on bool) error
+	// DrainOut has the daemon end, after a time at the latest. It yields how that goes.
+	DrainOut(ctx context.Context, timeout time.Duration) (iter.Seq[Drain], error)
+	// TakenOver serves a process that wants to take over.
+	TakenOver(w http.ResponseWriter, r *http.Request) error
 	Kernel
 	Signer
 }
@@ -53,8 +59,11 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("GET /v1/log/keys/{segment}", s.segmentKey)
 	mux.HandleFunc("GET /v1/log/span", s.logSpan)
 	mux.HandleFunc("POST /v1/reload", s.reload)
-	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, struct{}{}, s.daemon.Drain(r.Context(), r.FormValue("on") != "false"))
+	mux.HandleFunc("POST /v1/drain", s.drain)
+	mux.HandleFunc("POST "+handover.Path, func(w http.ResponseWriter, r *http.Request) {
+		if err := s.daemon.TakenOver(w, r); err != nil {
+			reply(w, nil, err)
+		}
 	})
 	kernelRoutes(mux, d)
 	checkpointRoutes(mux, d, log)
@@ -117,8 +126,34 @@ func (s *Server) view(r *http.Request, f func(*turn.State)) error {
 }
 
 func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
-	restart, err := s.daemon.Reload(r.Context())
-	reply(w, reloaded{restart}, err)
+	done, err := s.daemon.Reload(r.Context())
+	reply(w, done, err)
+}
+
+// drain begins or ends a drain. With a timeout the daemon ends by it, and the answer is a line for each step.
+func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
+	if r.FormValue("timeout") == "" {
+		reply(w, struct{}{}, s.daemon.Drain(r.Context(), r.FormValue("on") != "false"))
+		return
+	}
+	timeout, err := time.ParseDuration(r.FormValue("timeout"))
+	if err == nil && timeout <= 0 {
+		err = errors.New("the time a drain may take has to be above zero")
+	}
+	var steps iter.Seq[Drain]
+	if err == nil {
+		steps, err = s.daemon.DrainOut(r.Context(), timeout)
+	}
+	if err != nil {
+		reply(w, nil, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	for p := range steps {
+		if json.NewEncoder(w).Encode(p) != nil || http.NewResponseController(w).Flush() != nil {
+			return // the client is gone
+		}
+	}
 }
 
 func (s *Server) allocations(w http.ResponseWriter, r *http.Request) {

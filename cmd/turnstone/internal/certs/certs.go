@@ -65,21 +65,55 @@ func (s *Store) Use(files []Files) error {
 	return s.use(files)
 }
 
-func (s *Store) use(files []Files) error {
-	seen := stamps(files) // before they are read: a change meanwhile is seen later
-	list, err := Load(files)
+// Prepare reads the certificates in files. What it yields puts them in force, and yields what takes that back.
+func (s *Store) Prepare(files []Files) (apply func() (undo func()), err error) {
+	p, err := read(files)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.files, s.seen = slices.Clone(files), seen
-	s.all.Store(&list)
-	for _, c := range list {
+	return func() func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		before := loaded{s.files, s.seen, *s.all.Load()}
+		s.set(p)
+		return func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.set(before)
+		}
+	}, nil
+}
+
+// loaded are certificates and the state of the files they are from.
+type loaded struct {
+	files []Files
+	seen  []stamp
+	list  []*tls.Certificate
+}
+
+func read(files []Files) (p loaded, err error) {
+	p.files, p.seen = slices.Clone(files), stamps(files) // before they are read: a change meanwhile is seen later
+	p.list, err = Load(files)
+	return p, err
+}
+
+func (s *Store) use(files []Files) error {
+	p, err := read(files)
+	if err == nil {
+		s.set(p)
+	}
+	return err
+}
+
+func (s *Store) set(p loaded) {
+	s.files, s.seen = p.files, p.seen
+	s.all.Store(&p.list)
+	for _, c := range p.list {
 		if left := time.Until(c.Leaf.NotAfter); left < soon {
 			s.log.Warn().Str("subject", c.Leaf.Subject.String()).Time("expires", c.Leaf.NotAfter).
 				Msg("a certificate ends soon: clients that check it will not connect then")
 		}
 	}
-	return nil
 }
 
 func stamps(files []Files) []stamp {

@@ -178,7 +178,7 @@ func TestChecks(t *testing.T) {
 		}, "passed-up", "", Warn, "50 packets as headroom", `kernel.xdp = "generic"`},
 
 		"NotReady": {func(f *Facts) { runs(f, kernel.XDPNative, ""); f.Daemon.Value.Status.Ready = false }, "daemon", "", Fail, "not ready", "turnstone status"},
-		"Draining": {func(f *Facts) { runs(f, kernel.XDPNative, ""); f.Daemon.Value.Status.Draining = true }, "daemon", "", Warn, "pid 17", "drain --off"},
+		"Draining": {func(f *Facts) { runs(f, kernel.XDPNative, ""); f.Daemon.Value.Status.Draining = true }, "daemon", "", Warn, "pid 17", "drain --cancel"},
 		"Userspace": {func(f *Facts) {
 			runs(f, kernel.XDPNative, "")
 			f.Daemon.Value.Status.Kernel = "userspace: no capability"

@@ -32,7 +32,7 @@ func checkDaemon(f *Facts) []Row {
 	case !f.off() && strings.HasPrefix(st.Kernel, "userspace"):
 		return []Row{r.as(f.bad(), "remove what the rows below name, and restart the daemon: it costs no call")}
 	case st.Draining:
-		return []Row{r.as(Warn, "turnstone drain --off makes new allocations again")}
+		return []Row{r.as(Warn, "turnstone drain --cancel makes new allocations again")}
 	}
 	return []Row{r}
 }

@@ -21,7 +21,8 @@ import (
 // Sources are what is measured.
 type Sources struct {
 	Counters          func() relay.Counters
-	Ready             func() bool // requests are answered
+	Ready             func() bool  // requests are answered
+	Alive             func() error // nil while the parts of the relay do their work
 	Draining          func() bool
 	Room              func() turn.Room
 	Allocations       func() int
@@ -47,7 +48,14 @@ func Handler(s Sources) http.Handler {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &collector{s})
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := s.Alive(); err != nil {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprintln(w, err)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		state, ok := s.readiness()
 		if !ok {

@@ -21,7 +21,7 @@ func sources(ready bool, room turn.Room) Sources {
 				Streams: map[turn.Protocol]int64{turn.TLS: 23}, StreamsRefused: 29, StreamsCutOff: 31,
 			}
 		},
-		Ready: func() bool { return ready }, Draining: func() bool { return false }, Room: func() turn.Room { return room },
+		Alive: func() error { return nil }, Ready: func() bool { return ready }, Draining: func() bool { return false }, Room: func() turn.Room { return room },
 		Allocations: func() int { return 11 }, FreeBytes: func() int64 { return 13 }, CertificateExpiry: func() time.Time { return time.Unix(37, 0) }, Version: "1.2.3",
 		Users: func() int { return 23 }, UsersBroken: func() bool { return true },
 		Lookups: func() (relay.LookupCounters, bool) {
@@ -92,6 +92,11 @@ func TestReadinessSaysWhyNot(t *testing.T) {
 	}
 	if code, body := get(t, sources(false, turn.RoomNone), "/healthz"); code != 200 || body != "ok\n" {
 		t.Errorf("/healthz: got %d %q, want 200: the process lives", code, body)
+	}
+	stuck := sources(true, turn.RoomFine)
+	stuck.Alive = func() error { return &relay.StuckError{Part: "the writer"} }
+	if code, body := get(t, stuck, "/healthz"); code != 503 || body != "stuck: the writer\n" {
+		t.Errorf("/healthz: got %d %q, want 503 and what is stuck", code, body)
 	}
 }
 

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"turnstone/cmd/turnstone/internal/admin"
+	"turnstone/cmd/turnstone/internal/config"
+	"turnstone/cmd/turnstone/internal/systemd"
+	"turnstone/turn"
+
+	"github.com/rs/zerolog"
+)
+
+// needRestart says of a setting that it is bound to files and the process: a restart, which costs no call, puts it in force.
+func needRestart(key string) bool {
+	switch key {
+	case "data", "admin-socket", "log.format", "log.privacy", "log.forget-age", "log.usernames", "log.checkpoint-file", "log.checkpoint-url",
+		"auth.http-url", "auth.http-token", "auth.http-timeout", "auth.http-cache", "auth.http-fresh", "auth.http-rate", "auth.http-keys":
+		return true
+	}
+	return false
+}
+
+// Reload reads the configuration again, and puts all of it in force that does not need a restart. What can fail comes
+// first: after an error nothing has changed.
+func (d *served) Reload(context.Context) (admin.Reloaded, error) {
+	d.reload.Lock()
+	defer d.reload.Unlock()
+	if d.takeover.over() {
+		return admin.Reloaded{}, errTwice
+	}
+	_ = systemd.Notify(systemd.Reloading())
+	done, err := d.reloadAll(d.aside) // whoever asked for it may leave
+	_ = systemd.Notify(systemd.Ready)
+	if err != nil {
+		return done, fmt.Errorf("reload configuration: %w", err)
+	}
+	for _, c := range done.Changed {
+		d.log.Info().Str("setting", c.Setting).Str("before", c.Before).Str("after", c.After).Msg("setting changed")
+	}
+	if len(done.Restart) > 0 {
+		d.log.Warn().Strs("settings", done.Restart).Msg("these settings have changed and wait for a restart")
+	}
+	d.log.Info().Int("changed", len(done.Changed)).Msg("configuration reloaded")
+	return done, nil
+}
+
+func (d *served) reloadAll(ctx context.Context) (done admin.Reloaded, err error) {
+	next, _, err := d.load()
+	if err != nil {
+		return done, err
+	}
+	old := d.now.Load()
+	done.Restart = next.Keep(&old.config, needRestart)
+	r, err := next.Resolve() // as it will be in force
+	if err != nil {
+		return done, err
+	}
+	done.Changed = config.Diff(&old.config, &next)
+	settings, _, err := d.settings(r)
+	if err != nil {
+		return done, err
+	}
+	for _, c := range done.Changed {
+		before, after := c.Recorded()
+		settings.Changed = append(settings.Changed, turn.SettingChange{Setting: c.Setting, Before: before, After: after})
+	}
+	var undo []func()
+	defer func() {
+		for i := len(undo); err != nil && i > 0; i-- {
+			undo[i-1]()
+		}
+	}()
+	certificates, err := d.certificates.Prepare(r.Certificates)
+	if err != nil {
+		return done, err
+	}
+	prepared, err := d.relay.Prepare(settings)
+	if err != nil {
+		return done, err
+	}
+	undo = append(undo, prepared.Drop)
+	moved := r.Metrics != old.resolved.Metrics
+	page := d.web.listener
+	if moved {
+		if page, err = d.listenMetrics(r); err != nil {
+			return done, err
+		}
+		if page != nil {
+			undo = append(undo, func() { _ = page.Close() })
+		}
+	}
+	again := d.kernel() == nil && r.Kernel.Mode != "off" // what was in its way may be gone
+	if again || !d.sameKernel(old.resolved, r) {
+		if err = d.changeKernel(ctx, old.resolved, r); err != nil {
+			return done, err
+		}
+		undo = append(undo, func() {
+			if err := d.changeKernel(ctx, r, old.resolved); err != nil {
+				d.log.Error().Err(err).Msg("the kernel's side is not what it was before the reload")
+			}
+		})
+	}
+	undo = append(undo, certificates())
+	if err = prepared.Apply(ctx); err != nil {
+		return done, err
+	}
+	zerolog.SetGlobalLevel(r.Level)
+	if moved {
+		d.serveWeb(page)
+	}
+	d.now.Store(&running{config: next, resolved: r})
+	return done, nil
+}
