@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/pion/stun/v3"
 	"golang.org/x/sys/unix"
@@ -147,6 +148,57 @@ func TestKernelKeepsDontFragment(t *testing.T) {
 		t.Errorf("userspace relayed %+v, want the %d indications", user, n)
 	}
 	d.wantSound()
+}
+
+// TestKernelLeavesThePathMTUToWhoProbes has a router on the way say that what the kernel relayed was too large. A client that has
+// sent with DONT-FRAGMENT is told, and goes on as it was.
+func TestKernelLeavesThePathMTUToWhoProbes(t *testing.T) {
+	l := newLab(t)
+	d := l.start()
+	at := addr(labPeer4 + ":6001")
+	go reflect(l.peer.listen(at))
+	client := newClient(t, l.clients, labClient4+":5001", labServer4+":3478")
+	told := make(chan string, 64)
+	client.onIndication(func(m *stun.Message) {
+		if v, err := m.Get(attrICMP); err == nil {
+			select {
+			case told <- hex.EncodeToString(v):
+			default:
+			}
+		}
+	})
+	relayed := client.allocate()
+	client.bind(0x4001, at)
+	c := talkerOf(client, 0x4001)
+	d.offloaded(4)
+	client.indicate(at, make([]byte, 100), dontFragment)
+	c.talk(10, func(int) int { return 1300 })
+	var got string
+	eventually(t, "the client is told", func() error {
+		l.peer.do(func() error { return tooBig(relayed, at, 1280) })
+		select {
+		case got = <-told:
+			return nil
+		default:
+			return errors.New("nothing yet")
+		}
+	})
+	if want := "0000060400000500"; got != want {
+		t.Errorf("got ICMP %s, want %s: fragmentation needed, MTU 1280", got, want)
+	}
+	before, user, said := d.kernel(), d.status(), c.sent
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); { // paths are asked for once a second
+		c.talk(50, func(int) int { return 1300 })
+	}
+	after := d.kernel()
+	for verdict, want := range map[string]uint64{"to-peer": c.sent - said, "to-client": c.sent - said, "mtu": 0} {
+		if got := after.packets(verdict) - before.packets(verdict); got != want {
+			t.Errorf("got %d packets %s, want %d", got, verdict, want)
+		}
+	}
+	if now := d.status(); now.ToPeer != user.ToPeer {
+		t.Errorf("userspace relayed too: %+v, before %+v", now, user)
+	}
 }
 
 // setDF has what is sent on conn leave with DF, or without.
