@@ -27,7 +27,10 @@ func rowOf(r turn.Record, i int) eventRow {
 }
 
 // details are the fields that a table leaves out: they are the same in all events, or mean something to machines only.
-var details = map[string]bool{"tx": true, "transport": true, "realm": true, "server": true, "protocol": true}
+var details = map[string]bool{
+	"tx": true, "transport": true, "realm": true, "server": true, "protocol": true,
+	"proof": true, "stored": true, "key": true, "checkpoint": true,
+}
 
 // fields are the fields of a struct under their names in lower case, what is empty left out.
 func fields(v reflect.Value) output.Fields {
@@ -50,6 +53,12 @@ func plain(v reflect.Value) any {
 		b := make([]byte, v.Len())
 		reflect.Copy(reflect.ValueOf(b), v)
 		return hex.EncodeToString(b)
+	case v.Type() == reflect.TypeFor[[][32]byte]():
+		list := make([]any, v.Len())
+		for i := range list {
+			list[i] = plain(v.Index(i))
+		}
+		return list
 	case v.Kind() == reflect.Slice && (v.Type().Elem() == reflect.TypeFor[turn.Refusal]() || v.Type().Elem() == reflect.TypeFor[turn.SettingChange]() ||
 		v.Type().Elem() == reflect.TypeFor[turn.Attempt]() || v.Type().Elem() == reflect.TypeFor[turn.Relay]()):
 		list := make([]output.Fields, v.Len())

@@ -43,6 +43,9 @@ func logVerify(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := verifySlice(cmd, source, keys); err != nil {
+				return err
+			}
 			digest, err := foldTo(cmd.Context(), source, report.Last)
 			if err != nil {
 				return err

@@ -151,7 +151,9 @@ func (d *disguise) text(name, s string) string {
 	return ""
 }
 
-func (d *disguise) short(sort, s string) string { return hex.EncodeToString(d.sum(sort, []byte(s), 0)[:6]) }
+func (d *disguise) short(sort, s string) string {
+	return hex.EncodeToString(d.sum(sort, []byte(s), 0)[:6])
+}
 
 // fill fills to with bytes that stand for from: zeros for zeros.
 func (d *disguise) fill(sort string, to, from []byte) {
