@@ -214,10 +214,18 @@ func TestVerifyFindsWhatWasChanged(t *testing.T) {
 		all = append(all, rec)
 	}
 	for name, change := range map[string]func([]turn.Record){
-		"time":    func(all []turn.Record) { all[1].Moment.Wall++ },
-		"event":   func(all []turn.Record) { e := all[1].Events[0].(turn.AllocationCreated); e.Username = "mallory"; all[1].Events[0] = e },
-		"seq":     func(all []turn.Record) { e := all[1].Events[1].(turn.OriginNoted); e.Seq--; all[1].Events[1] = e },
-		"path":    func(all []turn.Record) { e := all[1].Events[1].(turn.OriginNoted); e.Proof = e.Proof[1:]; all[1].Events[1] = e },
+		"time": func(all []turn.Record) { all[1].Moment.Wall++ },
+		"event": func(all []turn.Record) {
+			e := all[1].Events[0].(turn.AllocationCreated)
+			e.Username = "mallory"
+			all[1].Events[0] = e
+		},
+		"seq": func(all []turn.Record) { e := all[1].Events[1].(turn.OriginNoted); e.Seq--; all[1].Events[1] = e },
+		"path": func(all []turn.Record) {
+			e := all[1].Events[1].(turn.OriginNoted)
+			e.Proof = e.Proof[1:]
+			all[1].Events[1] = e
+		},
 		"missing": func(all []turn.Record) { all[1].Events = all[1].Events[:1] },
 	} {
 		changed := slices.Clone(all)
