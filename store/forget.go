@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -124,15 +125,11 @@ func (l *Log) describe(s begun) (f Forgettable, forms form, err error) {
 		f.Last, f.To = lastOf(k, v), last.moment.WallTime()
 		end := time.Now().Add(chunkTime)
 		for k, v = c.Seek(key(0)); k != nil && forms&(formPlain|formSealed) == 0 && time.Now().Before(end); k, v = c.Next() {
-			one, err := parseEnvelope(v)
-			if err != nil {
+			if err := forms.see(v); err != nil {
 				return inFile(l.name(), err)
 			}
-			if one.first == f.First {
-				f.From = one.moment.WallTime()
-			}
-			for _, e := range one.events {
-				forms |= formOf(e)
+			if seqOf(k) == f.First {
+				f.From = time.Unix(0, int64(binary.BigEndian.Uint64(v[41:])))
 			}
 		}
 		return nil

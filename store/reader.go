@@ -116,6 +116,9 @@ type Segment struct {
 	Records     uint64
 	Bytes       uint64
 	From, To    turn.Moment
+	Privacy     string // Plain, Encrypted or Unread
+
+	forms form
 }
 
 // Stat describes the file, a segment in each transaction.
@@ -184,7 +187,9 @@ func statSegment(s source, n []byte) (Segment, error) {
 			return g, err
 		}
 	}
-	return g, nil
+	there, err := s.keyring().Has(g.Number)
+	g.Privacy = g.forms.privacy(there)
+	return g, err
 }
 
 // add counts the records at c from the key from on, and yields the key to go on
@@ -202,6 +207,9 @@ func (g *Segment) add(c *bbolt.Cursor, from []byte) ([]byte, error) {
 				return nil, err
 			}
 			g.First, g.From = first.first, first.moment
+		}
+		if err := g.forms.see(v); err != nil {
+			return nil, err
 		}
 		g.Records++
 		g.Bytes += uint64(len(v))

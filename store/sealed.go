@@ -150,6 +150,36 @@ func formOf(event []byte) form {
 	return formPlain
 }
 
+// see adds the forms of the events of a record, until it is clear what its segment is.
+func (f *form) see(record []byte) error {
+	if *f&(formPlain|formSealed) != 0 {
+		return nil
+	}
+	v, err := parseEnvelope(record)
+	for _, e := range v.events {
+		*f |= formOf(e)
+	}
+	return err
+}
+
+// How events about clients are kept in a segment.
+const (
+	Plain     = "plain"
+	Encrypted = "encrypted"
+	Unread    = "no key" // encrypted, and the key is not to be had: the segment was forgotten, or its key is elsewhere
+)
+
+// privacy is how the events of a segment are kept, and whether there is a key for it.
+func (f form) privacy(key bool) string {
+	switch {
+	case f&formPlain != 0, f&formSealed == 0 && !key:
+		return Plain
+	case !key:
+		return Unread
+	}
+	return Encrypted
+}
+
 // unsealed is the body of an event of a kind at seq as it is in a plain segment; body is how it is stored.
 func (k *Keyring) unsealed(seq turn.Seq, kind uint64, body []byte) ([]byte, error) {
 	if len(body) == 0 || body[0]>>5 != majorBytes {

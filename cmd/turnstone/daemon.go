@@ -40,6 +40,7 @@ type served struct {
 	now          atomic.Pointer[running]
 	key          [32]byte // of nonces
 	tickets      *turn.Tickets
+	pseudonyms   *turn.Pseudonyms // of users, nil where none ever were
 	certificates *certs.Store
 	store        *store.Log
 	relay        *relay.Server
@@ -68,6 +69,7 @@ type served struct {
 func (d *served) settings(r config.Resolved) (relay.Settings, string, error) {
 	g, demo := r.Gate, ""
 	g.NonceKey = d.key
+	g.Pseudonyms, g.HashNames, r.Rules.Pseudonyms = d.pseudonyms, r.HashNames, d.pseudonyms
 	if d.lookups != nil {
 		g.Lookup = d.lookups.Look
 	}

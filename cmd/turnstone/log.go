@@ -11,7 +11,7 @@ import (
 )
 
 func logCommand(o *options) *cobra.Command {
-	return group("log", "Read and verify the event log", logDump(o), logTail(o), logStat(o), logVerify(o), logCheckpoint(o), logKey(o), logProve(o), logSlice(o))
+	return group("log", "Read and verify the event log", logDump(o), logTail(o), logStat(o), logVerify(o), logForget(o), logCheckpoint(o), logKey(o), logProve(o), logSlice(o))
 }
 
 func logDump(o *options) *cobra.Command {

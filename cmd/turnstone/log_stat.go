@@ -55,6 +55,7 @@ type segmentRow struct {
 	Bytes   uint64    `json:"bytes"`
 	From    time.Time `json:"from"`
 	To      time.Time `json:"to"`
+	Privacy string    `json:"privacy"`
 }
 
 type snapshotRow struct {
@@ -69,7 +70,7 @@ func showStat(cmd *cobra.Command, f output.Format, st store.Stat) error {
 		Records: st.Records, Bytes: st.Bytes, Segments: []segmentRow{}, Snapshots: []snapshotRow{},
 	}
 	for _, g := range st.Segments {
-		row.Segments = append(row.Segments, segmentRow{g.Number, g.First, g.Last, g.Records, g.Bytes, g.From.WallTime(), g.To.WallTime()})
+		row.Segments = append(row.Segments, segmentRow{g.Number, g.First, g.Last, g.Records, g.Bytes, g.From.WallTime(), g.To.WallTime(), g.Privacy})
 	}
 	for _, p := range st.Snapshots {
 		row.Snapshots = append(row.Snapshots, snapshotRow{p.At, p.Size, hex.EncodeToString(p.Digest[:])})

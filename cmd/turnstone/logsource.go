@@ -61,7 +61,13 @@ func (s *logSource) raw(ctx context.Context, from turn.Seq) iter.Seq2[[]byte, er
 }
 
 func (s *logSource) records(ctx context.Context, from turn.Seq) iter.Seq2[turn.Record, error] {
-	return store.Decoded(s.raw(ctx, from), s.keys(ctx))
+	return func(yield func(turn.Record, error) bool) {
+		for r, err := range store.Decoded(s.raw(ctx, from), s.keys(ctx)) {
+			if !yield(r, s.explain(ctx, err)) {
+				return
+			}
+		}
+	}
 }
 
 // keys are those of encrypted segments: the daemon's, or what the file is read with.

@@ -75,6 +75,9 @@ func replayCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if f.filter.Pseudonyms, err = source.pseudonyms(cmd.Context(), o, f.filter.User); err != nil {
+				return err
+			}
 			switch {
 			case f.step:
 				return f.walk(cmd, source)
@@ -226,9 +229,11 @@ func warn(cmd *cobra.Command) func(error) {
 // stateWithin is the state within b, and the record after it.
 func (s *logSource) stateWithin(ctx context.Context, b store.Bound, warn func(error)) (*turn.State, *turn.Record, error) {
 	if s.client != nil {
-		return s.client.StateWithin(ctx, b, warn)
+		state, next, err := s.client.StateWithin(ctx, b, warn)
+		return state, next, s.explain(ctx, err)
 	}
-	return s.reader.StateWithin(b, warn)
+	state, next, err := s.reader.StateWithin(b, warn)
+	return state, next, s.explain(ctx, err)
 }
 
 // remark says on stderr where the log does not reach as far as was asked for.

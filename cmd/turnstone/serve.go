@@ -188,6 +188,9 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	if err := d.loadKeys(r.Data); err != nil {
 		return err
 	}
+	if err := d.openPseudonyms(r); err != nil {
+		return err
+	}
 	if r.Hook.URL != "" {
 		h := hook.New(r.Hook.URL, r.Hook.Token)
 		defer h.Close()

@@ -151,14 +151,6 @@ func (c *Client) LogStat(ctx context.Context) (store.Stat, error) {
 	return call[store.Stat](ctx, c, http.MethodGet, "/v1/log/stat")
 }
 
-// Keys are the keys of the daemon's log, which are asked for one by one.
-func (c *Client) Keys(ctx context.Context) *store.Keyring {
-	return store.LoadingKeyring("the daemon's keys", func(segment uint64) ([]byte, error) {
-		key, err := call[segmentKey](ctx, c, http.MethodGet, fmt.Sprintf("/v1/log/keys/%d", segment))
-		return key.Key, err
-	})
-}
-
 // Raw streams the records of the log in their stored form; with follow it does not end by itself.
 func (c *Client) Raw(ctx context.Context, from turn.Seq, follow bool) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {

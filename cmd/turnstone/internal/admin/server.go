@@ -31,6 +31,7 @@ type Daemon interface {
 	TakenOver(w http.ResponseWriter, r *http.Request) error
 	Kernel
 	Signer
+	Privacy
 }
 
 // Server serves the admin interface.
@@ -56,7 +57,6 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("GET /v1/log/stat", s.logStat)
 	mux.HandleFunc("GET /v1/log/records", s.logRecords)
 	mux.HandleFunc("GET /v1/log/state", s.logState)
-	mux.HandleFunc("GET /v1/log/keys/{segment}", s.segmentKey)
 	mux.HandleFunc("GET /v1/log/span", s.logSpan)
 	mux.HandleFunc("POST /v1/reload", s.reload)
 	mux.HandleFunc("POST /v1/drain", s.drain)
@@ -67,7 +67,8 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	})
 	kernelRoutes(mux, d)
 	checkpointRoutes(mux, d, log)
-	s.http = http.Server{Handler: crash.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
+	privacyRoutes(mux, d, log)
+	s.http = http.Server{Handler: crash.Handler(mux), ReadHeaderTimeout: 5 * time.Second, ConnContext: withPeer}
 	return s
 }
 

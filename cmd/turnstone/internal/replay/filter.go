@@ -17,6 +17,8 @@ type Filter struct {
 	Peer       Address
 	Channel    turn.ChannelNumber
 	User       string // the whole name, or that of a time-limited one ("expiry:user") without the expiry
+
+	Pseudonyms [2]string // that User may be called by too, empty for none
 }
 
 // Empty says whether f takes everything.
@@ -71,7 +73,10 @@ func (f Filter) takesOwner(a *turn.Allocation) bool {
 }
 
 func (f Filter) takesUser(name string) bool {
-	return f.User == "" || name == f.User || turn.Owner(name) == f.User
+	if f.User == "" || name == f.User || turn.Owner(name) == f.User {
+		return true
+	}
+	return name != "" && (slices.Contains(f.Pseudonyms[:], name) || slices.Contains(f.Pseudonyms[:], turn.Owner(name)))
 }
 
 // takes says whether a change, which is of an owner that f takes, is of interest.
