@@ -119,7 +119,7 @@ func (t *tender) tendKeys(ctx context.Context) error {
 		}
 		t.resumed = true
 	}
-	now := time.Now()
+	now := t.log.options.now()
 	if err := t.log.closeOld(ctx, now, t.record); err != nil {
 		return err
 	}

@@ -41,15 +41,19 @@ type Which struct {
 	Before  time.Time
 }
 
-// Plan lists the segments that which names, of them what is not to be forgotten with the reason: of a moment those that reach
-// beyond it too, as far as they begin before it. Plain segments, and those that are forgotten, are only listed where they are asked for by number.
+// Plan lists the segments that which names, in the log and its archives, and says of each that is not to be forgotten why: of
+// a moment those that reach beyond it too, as far as they begin before it. Plain segments, and those that are forgotten, are
+// only listed where they are asked for by number.
 func (l *Log) Plan(which Which) ([]Forgettable, error) {
+	out, err := l.planArchived(which)
+	if err != nil {
+		return nil, err
+	}
 	segments, err := segmentsOf(l)
 	if err != nil {
 		return nil, err
 	}
 	covered := sync.OnceValues(l.covered)
-	var out []Forgettable
 	for i, s := range segments {
 		if which.Segment != 0 && s.number != which.Segment {
 			continue
@@ -89,9 +93,40 @@ func (l *Log) Plan(which Which) ([]Forgettable, error) {
 		out = append(out, f)
 	}
 	if which.Segment != 0 && len(out) == 0 {
-		return nil, fmt.Errorf("there is no segment %d in the log", which.Segment)
+		return nil, fmt.Errorf("there is no segment %d in the log, and no key of it", which.Segment)
 	}
 	return out, nil
+}
+
+// planArchived is Plan of the segments that have left the log. One whose archive is elsewhere is only found by its number.
+func (l *Log) planArchived(which Which) (out []Forgettable, err error) {
+	first, ok, err := firstSegment(l)
+	if err != nil || !ok {
+		return nil, err
+	}
+	old, err := archivedBefore(l, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range old {
+		f := Forgettable{Segment: h.Segment, First: h.First, Last: h.Last, To: time.Unix(0, h.Wall)}
+		f.From = f.To
+		there, err := l.keys.Has(h.Segment)
+		if err != nil {
+			return nil, err
+		}
+		if there && (which.Segment == h.Segment || which.Segment == 0 && f.To.Before(which.Before)) {
+			out = append(out, f)
+		}
+	}
+	if len(out) > 0 || which.Segment == 0 || which.Segment >= first.number {
+		return out, nil
+	}
+	there, err := l.keys.Has(which.Segment)
+	if there {
+		out = append(out, Forgettable{Segment: which.Segment})
+	}
+	return out, err
 }
 
 // covered is the sequence up to which a snapshot that can be read covers the log.
@@ -193,23 +228,22 @@ func (l *Log) resumeForgetting(ctx context.Context, record func(context.Context,
 	if err != nil || len(segments) == 0 {
 		return err
 	}
-	there, err := segmentsOf(l)
+	there, err := historyOf(l)
 	if err != nil {
 		return err
 	}
 	var events []turn.Event
-	for _, s := range there {
-		if !slices.Contains(segments, s.number) {
-			continue
+	for _, n := range segments {
+		e := turn.SegmentForgotten{Segment: n, By: "a run that ended before it was done"}
+		for i, s := range there {
+			if s.number == n {
+				e.First = s.begin.next()
+			}
+			if s.number == n && i+1 < len(there) {
+				e.Last = there[i+1].begin.next() - 1
+			}
 		}
-		f, _, err := l.describe(s)
-		if err != nil {
-			return err
-		}
-		events = append(events, turn.SegmentForgotten{Segment: f.Segment, First: f.First, Last: f.Last, By: "a run that ended before it was done"})
-	}
-	if len(events) == 0 { // retired meanwhile
-		record = func(context.Context, ...turn.Event) error { return nil }
+		events = append(events, e)
 	}
 	return l.finishForgetting(ctx, segments, events, record)
 }
