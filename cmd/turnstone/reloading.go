@@ -58,6 +58,9 @@ func (d *served) reloadAll(ctx context.Context) (done admin.Reloaded, err error)
 		return done, err
 	}
 	done.Changed = config.Diff(&old.config, &next)
+	if r.HashNames {
+		done.Changed = config.Unnamed(done.Changed)
+	}
 	settings, _, err := d.settings(r)
 	if err != nil {
 		return done, err

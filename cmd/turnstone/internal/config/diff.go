@@ -34,6 +34,19 @@ func Diff(before, after *Config) []Change {
 	return out
 }
 
+// Unnamed is changes with what the log has of them, in which no user is named.
+func Unnamed(changes []Change) []Change {
+	out := make([]Change, len(changes))
+	for i, c := range changes {
+		note := ""
+		if c.recorded[0] == c.recorded[1] {
+			note = " (others)"
+		}
+		out[i] = Change{Setting: c.Setting, Before: c.recorded[0], After: c.recorded[1] + note, recorded: c.recorded}
+	}
+	return out
+}
+
 // recorded is the value as the log has it.
 func (s Setting) recorded() string {
 	switch list, isList := s.value.Interface().([]string); {
