@@ -25,6 +25,10 @@ var rfc8489 = []requirement{
 		by: "cmd/turnstone/internal/certs/certs.go", tests: "cmd/turnstone/internal/certs:TestNamesChooseTheCertificate",
 	},
 	{
+		section: "6.2.3", text: "Over DTLS nothing is kept of a client before it has returned the cookie (RFC 6347 section 4.2.1), also where its ClientHello comes in parts (section 4.2.3).",
+		by: "turn/relay:dtlsAccepter.receive turn/relay:partialHellos.add", tests: "turn/relay:TestDTLSKeepsNothingBeforeTheCookie turn/relay:TestDTLSClientsThatFragment turn/relay:TestDTLSHostileParts test:TestOpenSSLSendsItsHelloInParts",
+	},
+	{
 		section: "6.3", text: "Messages of unknown methods, and classes that a server is not sent, are dropped without an answer.",
 		by: "turn:decodeRequest", tests: "turn:TestAdmitDrops/UnknownMethod turn:TestAdmitDrops/Response turn:TestAdmitDrops/Indication turn:TestAdmitDrops/SendRequest",
 	},

@@ -381,6 +381,10 @@ var rfc8656 = []requirement{
 		by: "turn/relay:hopOfStream", tests: "turn/relay:TestDatagramsOfStreamsHaveTheUsualHeader",
 	},
 	{
+		section: "15", text: "DF is set for a Send indication with DONT-FRAGMENT from a stream, and IPv6 is not fragmented then.",
+		by: "turn/relay:seat.wholeTo turn/relay:outbox.sendWhole", tests: "test:TestDontFragmentOfStreams",
+	},
+	{
 		section: "18", text: "Attributes of a fixed length have it.",
 		by: "turn:Request.word turn:Request.decode", tests: "turn:TestAllocate/LifetimeOfOtherLength turn:TestAllocate/FamilyOfOtherLength turn:TestAllocate/EvenPortOfOtherLength turn:TestAllocate/TokenTooShort turn:TestRefresh/MalformedLifetime",
 		name: "LifetimeOfOtherLength", code: 400, ask: asked(allocateMethod, transport(transportUDP), set(stun.AttrLifetime, 1, 2)),

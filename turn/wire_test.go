@@ -333,9 +333,19 @@ func FuzzAppendICMPIndication(f *testing.F) {
 	})
 }
 
-// FuzzAdmit throws frames at a gate, raw and as the body of a request with a right credential.
+// FuzzAdmit throws frames at a gate, raw and as the body of a request with a right credential: over UDP or TCP, of any
+// method, at a listener where NAT behaviour is discovered.
 func FuzzAdmit(f *testing.F) {
-	g, now := NewGate(testGateConfig()), at(0)
+	config := testGateConfig()
+	server := addrPort(testServer)
+	other := netip.AddrPortFrom(server.Addr().Next(), server.Port()+1)
+	config.Discoveries = []Discovery{{Addresses: [2]netip.Addr{server.Addr(), other.Addr()}, Ports: [2]uint16{server.Port(), other.Port()}}}
+	g, now := NewGate(config), at(0)
+	methods := []stun.Method{
+		stun.MethodBinding, stun.MethodAllocate, stun.MethodRefresh, stun.MethodCreatePermission, stun.MethodChannelBind,
+		stun.MethodConnect, stun.MethodConnectionBind, stun.MethodSend,
+	}
+	const signs, overTCP, methodBits = 1, 2, 2
 	for _, seed := range [][]byte{
 		sampleRequest, sampleLongTerm, sampleResponseIPv4,
 		alice().signed(g, now, stun.MethodAllocate, txid(1), []stun.Setter{transport(17), lifetime(9)}, stun.Fingerprint),
@@ -345,23 +355,45 @@ func FuzzAdmit(f *testing.F) {
 		bob().signed(g, now, stun.MethodAllocate, txid(1), []stun.Setter{transport(17), token(ReservationToken{1})}),
 		bob().signed(g, now, stun.MethodAllocate, txid(1), []stun.Setter{transport(17), evenPort(0x80), set(stun.AttrDontFragment)}),
 		bob().signed(g, now, stun.MethodAllocate, txid(1), []stun.Setter{transport(17), additional(2)}),
+		bob().signed(g, now, stun.MethodAllocate, txid(1), []stun.Setter{transport(17), ticket(nil)}),
+		bob().signed(g, now, stun.MethodRefresh, txid(1), []stun.Setter{lifetime(0), set(stun.AttrRequestedAddressFamily, 1, 0, 0, 0), ticket(make([]byte, 60))}),
+		bob().signed(g, now, stun.MethodConnect, txid(1), []stun.Setter{peer(peerA)}),
+		bob().with(algorithmSHA256, true).signed(g, now, stun.MethodConnectionBind, txid(1), []stun.Setter{set(stun.AttrConnectionID, 1, 2, 3, 4)}),
+		plain(stun.MethodBinding, txid(1), set(stun.AttrChangeRequest, 0, 0, 0, 6), set(stun.AttrPadding, make([]byte, 64)...)),
+		plain(stun.MethodBinding, txid(1), set(stun.AttrResponsePort, 1, 2, 0, 0)),
+		plain(stun.MethodAllocate, txid(1), set(stun.AttrOrigin, []byte("https://north.example.org")...)),
+		plain(stun.MethodAllocate, txid(1), set(attrAccessToken, make([]byte, 80)...)),
 	} {
-		f.Add(seed, false)
-		f.Add(seed[stunHeader:], true)
+		for how := range byte(len(methods)) << methodBits {
+			if how&signs == 0 && how>>methodBits != 0 { // the method is in the frame
+				continue
+			}
+			if how&signs != 0 {
+				f.Add(seed[stunHeader:], how)
+			} else {
+				f.Add(seed, how)
+			}
+		}
 	}
-	f.Fuzz(func(t *testing.T, b []byte, sign bool) {
+	f.Fuzz(func(t *testing.T, b []byte, how byte) {
 		c := newCore(t)
-		c.allocated(alice())
+		c.gate = g
+		sign, who := how&signs != 0, alice()
+		if how&overTCP != 0 {
+			who = who.over(TCP)
+		}
+		c.allocated(who)
 		frame := b
 		if sign {
 			if len(b) > 4096 {
 				t.Skip("long enough")
 			}
-			method := stun.Method(3 + len(b)%7)
-			frame = alice().signed(g, c.now, method, txid(9), []stun.Setter{attributesOf(b)})
+			method := methods[how>>methodBits%byte(len(methods))]
+			frame = who.signed(g, c.now, method, txid(9), []stun.Setter{attributesOf(b)})
+			sign = method != stun.MethodBinding // which nobody authenticates
 		}
 		before := bytes.Clone(frame)
-		q, reply, err := c.gate.Admit(alice().FiveTuple, frame, nil, c.now)
+		q, reply, err := c.gate.Admit(who.FiveTuple, frame, nil, c.now)
 		if !bytes.Equal(frame, before) {
 			t.Fatal("the frame was changed")
 		}
@@ -377,7 +409,7 @@ func FuzzAdmit(f *testing.F) {
 		if sign && reply != nil && reply.Unauthenticated {
 			t.Errorf("got code %d for a right credential", reply.Code)
 		}
-		if !sign && q != nil && q.Username == "" {
+		if q != nil && q.Username == "" {
 			t.Errorf("got %+v admitted", q)
 		}
 		if err != nil {

@@ -299,7 +299,7 @@ func TestKilledServerLeavesNoStreamBehind(t *testing.T) {
 func TestStreamsAreCutOff(t *testing.T) {
 	g := serveTest(t, func(c *Config) {
 		withStreams(t)(c)
-		c.Streams.Handshake, c.Streams.Idle, c.Streams.Stall = 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
+		c.Streams.Handshake, c.Streams.Idle, c.Streams.Stall = time.Second, 300*time.Millisecond, 300*time.Millisecond
 	})
 	ends := func(t *testing.T, c *client) {
 		t.Helper()
@@ -335,6 +335,27 @@ func TestStreamsAreCutOff(t *testing.T) {
 		}
 		defer conn.Close()
 		ends(t, g.clientOn(conn, turn.TLS))
+	})
+	for _, p := range []turn.Protocol{turn.TLS, turn.DTLS} {
+		t.Run("Silent/"+p.String(), func(t *testing.T) {
+			c := g.streamClient(p)
+			c.t = t
+			ends(t, c)
+		})
+	}
+	t.Run("NoHandshake/dtls", func(t *testing.T) {
+		refused := g.Counters().StreamsRefused
+		e, hello := g.proven()
+		e.send(g.listens(turn.DTLS), hello)
+		e.wantServerHello()
+		eventually(t, "the handshake is given up", func() bool { return g.Counters().StreamsRefused > refused && g.crowd.sources() == 0 })
+	})
+	t.Run("HalfAHello/dtls", func(t *testing.T) {
+		e, hello := g.proven()
+		e.send(g.listens(turn.DTLS), partsOf(hello, [2]int{0, 60})[0])
+		partials := &g.dtlsListener().partials
+		eventually(t, "the message is put together", func() bool { return partials.len() == 1 })
+		eventually(t, "it is given up", func() bool { return partials.len() == 0 && g.crowd.sources() == 0 })
 	})
 	t.Run("NothingReads", func(t *testing.T) {
 		c, peer := g.streamClient(turn.TCP).allocate(), peerOf(t)
