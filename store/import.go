@@ -253,7 +253,9 @@ type packCheck struct {
 	records  uint64 // so far, of head
 	bytes    uint64
 	wall     int64
+	first    turn.Seq // of all
 	last     turn.Seq // of all
+	size     uint64   // of all records
 	segments int      // in this pack
 	ended    bool     // this pack has its end
 	total    uint64   // records of this pack
@@ -316,7 +318,7 @@ func (c *packCheck) begin(h PackHead) error {
 	}
 	switch {
 	case c.last == 0:
-		c.chain = begin
+		c.chain, c.first = begin, h.First
 	case h.Log != c.head.Log:
 		return fmt.Errorf("segment %d is of the log %v, what comes before of %v", h.Segment, h.Log, c.head.Log)
 	case h.First != c.last+1 || h.Segment != c.head.Segment+1:
@@ -347,6 +349,7 @@ func (c *packCheck) record(raw []byte) error {
 	c.records++
 	c.total++
 	c.bytes += uint64(len(raw))
+	c.size += uint64(len(raw))
 	c.last, c.wall = v.last(), v.moment.Wall
 	return nil
 }
@@ -371,10 +374,19 @@ func (c *packCheck) done() error {
 	return c.complete()
 }
 
+// VerifyPack checks the records of a pack as [Verify] does.
+func VerifyPack(src io.Reader) (Report, error) {
+	c, _, err := copyPack(io.Discard, src)
+	return Report{Records: c.total, Events: uint64(c.last-c.first) + min(1, c.total), Bytes: c.size, Last: c.last, Chain: c.chain.last, Root: c.chain.tree.root()}, err
+}
+
 // CopyPack copies a pack and verifies it on the way.
 func CopyPack(dst io.Writer, src io.Reader) (PackEnd, error) {
-	var c packCheck
-	var end PackEnd
+	_, end, err := copyPack(dst, src)
+	return end, err
+}
+
+func copyPack(dst io.Writer, src io.Reader) (c packCheck, end PackEnd, err error) {
 	in, out := newPackReader(src), newPackWriter(dst)
 	for {
 		item, err := in.next()
@@ -385,7 +397,7 @@ func CopyPack(dst io.Writer, src io.Reader) (PackEnd, error) {
 			err = c.item(item)
 		}
 		if err != nil {
-			return end, err
+			return c, end, err
 		}
 		switch {
 		case item.record != nil:
@@ -394,18 +406,18 @@ func CopyPack(dst io.Writer, src io.Reader) (PackEnd, error) {
 			err = out.raw(item.kind, item.body)
 		}
 		if err != nil {
-			return end, err
+			return c, end, err
 		}
 		if item.kind == packEnd {
 			if end, err = as[PackEnd](item); err != nil {
-				return end, err
+				return c, end, err
 			}
 		}
 	}
 	if !c.ended {
-		return end, errors.New("it has no end: it was cut off")
+		return c, end, errors.New("it has no end: it was cut off")
 	}
-	return end, out.w.Flush()
+	return c, end, out.w.Flush()
 }
 
 // PackFiles lists what Import is given as args: a pack, or a directory with archives.

@@ -107,6 +107,7 @@ type Stat struct {
 	Segments  []Segment
 	Snapshots []Snapshot
 	Archives  Past
+	Kept      Kept // of a daemon's log
 }
 
 // Segment is what Stat says of one.
@@ -122,7 +123,11 @@ type Segment struct {
 }
 
 // Stat describes the file, a segment in each transaction.
-func (l *Log) Stat() (Stat, error) { return statOf(l) }
+func (l *Log) Stat() (Stat, error) {
+	st, err := statOf(l)
+	st.Kept = l.Kept()
+	return st, err
+}
 
 // Stat describes the file, a segment in each transaction.
 func (r *Reader) Stat() (Stat, error) { return statOf(r) }

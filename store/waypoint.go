@@ -200,10 +200,10 @@ func (l *Log) dropSnapshots() error {
 	return err
 }
 
-// Span is the sequences of the first and the last event there are, 0 for none.
+// Span is the sequences of the first and the last event there are, in archives too; 0 for none.
 func (l *Log) Span() (first, last turn.Seq, err error) { return spanOf(l) }
 
-// Span is the sequences of the first and the last event there are, 0 for none.
+// Span is the sequences of the first and the last event there are, in archives too; 0 for none.
 func (r *Reader) Span() (first, last turn.Seq, err error) { return spanOf(r) }
 
 func spanOf(s source) (first, last turn.Seq, err error) {
@@ -221,5 +221,9 @@ func spanOf(s source) (first, last turn.Seq, err error) {
 		}
 		return nil
 	})
-	return list[0].begin.next(), last, err
+	if err != nil {
+		return 0, 0, err
+	}
+	first, err = Oldest(s)
+	return first, last, err
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"io"
 	"iter"
 
 	"turnstone/cmd/turnstone/internal/output"
@@ -11,7 +13,8 @@ import (
 )
 
 func logCommand(o *options) *cobra.Command {
-	return group("log", "Read and verify the event log", logDump(o), logTail(o), logStat(o), logVerify(o), logForget(o), logCheckpoint(o), logKey(o), logProve(o), logSlice(o))
+	return group("log", "Read and verify the event log", logDump(o), logTail(o), logStat(o), logVerify(o), logForget(o), logCheckpoint(o), logKey(o), logProve(o), logSlice(o),
+		logExport(o), logImport(o), logBackup(o), logRestore(o), logCompact(o))
 }
 
 func logDump(o *options) *cobra.Command {
@@ -31,16 +34,12 @@ func logDump(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return writeEvents(cmd, o.format, source.records(cmd.Context(), turn.Seq(from)), func(r turn.Record, i int) (bool, bool) {
-				seq := uint64(r.First) + uint64(i)
-				if to > 0 && seq > to {
-					return false, false
-				}
-				return seq >= from && (allocation == 0 || concerns(r.Events[i], turn.AllocationID(allocation))), true
-			}, false)
+			return source.dump(cmd.Context(), cmd.OutOrStdout(), o.format, turn.Seq(from), turn.Seq(to), func(e turn.Event) bool {
+				return allocation == 0 || concerns(e, turn.AllocationID(allocation))
+			})
 		},
 	}
-	cmd.Flags().Uint64Var(&from, "from", 1, "The first `SEQ` to print.")
+	cmd.Flags().Uint64Var(&from, "from", 0, "The first `SEQ` to print; default: the first there is.")
 	cmd.Flags().Uint64Var(&to, "to", 0, "The last `SEQ` to print; default: the end.")
 	cmd.Flags().Uint64Var(&allocation, "allocation", 0, "Print only the history of the allocation `ID`.")
 	_ = cmd.RegisterFlagCompletionFunc("allocation", o.completeAllocation) // the flag is there
@@ -49,9 +48,26 @@ func logDump(o *options) *cobra.Command {
 	return cmd
 }
 
+// dump writes the events from from, 0 for the first there is, to to, 0 for the last, that wanted accepts, nil for all.
+func (s *logSource) dump(ctx context.Context, w io.Writer, f output.Format, from, to turn.Seq, wanted func(turn.Event) bool) error {
+	if from == 0 {
+		var err error
+		if from, _, err = s.span(ctx); err != nil {
+			return err
+		}
+	}
+	return writeEvents(w, f, s.records(ctx, from), func(r turn.Record, i int) (bool, bool) {
+		seq := r.First + turn.Seq(i)
+		if to > 0 && seq > to {
+			return false, false
+		}
+		return seq >= from && (wanted == nil || wanted(r.Events[i])), true
+	}, false)
+}
+
 // writeEvents writes the events that show accepts, until it says that there are no more to come.
-func writeEvents(cmd *cobra.Command, f output.Format, records iter.Seq2[turn.Record, error], show func(turn.Record, int) (show, more bool), follow bool) error {
-	w := output.New(cmd.OutOrStdout(), f)
+func writeEvents(to io.Writer, f output.Format, records iter.Seq2[turn.Record, error], show func(turn.Record, int) (show, more bool), follow bool) error {
+	w := output.New(to, f)
 	for r, err := range records {
 		if err != nil {
 			_ = w.Close() // the error that matters is the log's
@@ -94,7 +110,7 @@ func logTail(o *options) *cobra.Command {
 				return err
 			}
 			from := st.Seq + 1 - min(turn.Seq(last), st.Seq)
-			err = writeEvents(cmd, o.format, decodeEach(client.Raw(cmd.Context(), from, true), client.Keys(cmd.Context())), func(r turn.Record, i int) (bool, bool) {
+			err = writeEvents(cmd.OutOrStdout(), o.format, decodeEach(client.Raw(cmd.Context(), from, true), client.Keys(cmd.Context())), func(r turn.Record, i int) (bool, bool) {
 				return r.First+turn.Seq(i) >= from, true
 			}, true)
 			if cmd.Context().Err() != nil {

@@ -66,9 +66,18 @@ func logVerify(o *options) *cobra.Command {
 	return cmd
 }
 
-// foldTo folds the log up to a sequence and yields the digest of the state.
+// foldTo folds the log up to a sequence, from a snapshot where its beginning is gone, and yields the digest of the state.
 func foldTo(ctx context.Context, source *logSource, last turn.Seq) (string, error) {
-	s, err := store.StateAt(source.records(ctx, 1), func(r turn.Record) bool { return r.Last() <= last })
+	first, _, err := source.span(ctx)
+	if err != nil {
+		return "", err
+	}
+	var s *turn.State
+	if first > 1 {
+		s, _, err = source.stateWithin(ctx, store.Through(last), func(error) {})
+	} else {
+		s, err = store.StateAt(source.records(ctx, 1), func(r turn.Record) bool { return r.Last() <= last })
+	}
 	if err != nil {
 		return "", err
 	}

@@ -13,8 +13,9 @@ import (
 
 // logSource is a log to read: a running daemon's, or a file.
 type logSource struct {
-	client *admin.Client // nil: the file
-	reader *store.Reader
+	client   *admin.Client // nil: the file
+	reader   *store.Reader
+	archives *store.Archives // of what the daemon's log has no more; nil for none
 }
 
 // openLog asks the daemon, if one answers and no file is named, else opens the file.
@@ -26,7 +27,11 @@ func (o *options) openLog(ctx context.Context) (*logSource, error) {
 			return nil, err
 		}
 		if _, err = client.Status(ctx); err == nil {
-			return &logSource{client: client}, nil
+			source := &logSource{client: client}
+			if o.archive != "" {
+				source.archives = store.OpenArchives(o.archive)
+			}
+			return source, nil
 		}
 		if !errors.Is(err, admin.ErrUnreachable) {
 			return nil, err
@@ -47,6 +52,11 @@ func (o *options) openLog(ctx context.Context) (*logSource, error) {
 	if err != nil {
 		return nil, aboutFile(file, err)
 	}
+	if o.archive != "" {
+		if err := reader.SetArchives(o.archive); err != nil {
+			return nil, err
+		}
+	}
 	if o.keys != "" {
 		reader.UseKeys(store.NewKeyring(o.keys))
 	}
@@ -54,10 +64,27 @@ func (o *options) openLog(ctx context.Context) (*logSource, error) {
 }
 
 func (s *logSource) raw(ctx context.Context, from turn.Seq) iter.Seq2[[]byte, error] {
-	if s.client != nil {
+	if s.client == nil {
+		return store.Raw(s.reader, from)
+	}
+	if s.archives == nil {
 		return s.client.Raw(ctx, from, false)
 	}
-	return store.Raw(s.reader, from)
+	return func(yield func([]byte, error) bool) {
+		first, _, err := s.client.LogSpan(ctx)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		if from < first {
+			for raw, err := range s.archives.Raw(from, first) {
+				if !yield(raw, err) || err != nil {
+					return
+				}
+			}
+		}
+		s.client.Raw(ctx, max(from, first), false)(yield)
+	}
 }
 
 func (s *logSource) records(ctx context.Context, from turn.Seq) iter.Seq2[turn.Record, error] {
@@ -81,7 +108,14 @@ func (s *logSource) keys(ctx context.Context) *store.Keyring {
 // span is the sequences of the first and the last event there are, 0 for none.
 func (s *logSource) span(ctx context.Context) (first, last turn.Seq, err error) {
 	if s.client != nil {
-		return s.client.LogSpan(ctx)
+		if first, last, err = s.client.LogSpan(ctx); err != nil || s.archives == nil || first <= 1 {
+			return first, last, err
+		}
+		older, err := s.archives.Ending(first)
+		if older > 0 {
+			first = older
+		}
+		return first, last, err
 	}
 	return s.reader.Span()
 }
@@ -97,7 +131,12 @@ func (s *logSource) stat(ctx context.Context) (store.Stat, error) {
 // daemon's log the records, of a file also its pages and snapshots.
 func (s *logSource) verify(ctx context.Context) (store.Report, error) {
 	if s.client != nil {
-		return store.Verify(s.client.Raw(ctx, 1, false))
+		pack, err := s.client.Pack(ctx, store.PackOptions{})
+		if err != nil {
+			return store.Report{}, err
+		}
+		defer pack.Close()
+		return store.VerifyPack(pack)
 	}
 	return s.reader.Verify()
 }

@@ -19,7 +19,7 @@ import (
 func (d *served) sources() metrics.Sources {
 	return metrics.Sources{
 		Counters: d.relay.Counters, Ready: d.relay.Ready, Draining: d.draining.is, Alive: d.alive, Room: d.store.Room, Allocations: d.relay.Allocations,
-		FreeBytes: d.store.FreeBytes, CertificateExpiry: d.certificates.Expires, Kernel: d.measureKernel, Version: version(),
+		FreeBytes: d.store.FreeBytes, Kept: d.store.Kept, CertificateExpiry: d.certificates.Expires, Kernel: d.measureKernel, Version: version(),
 		Users: func() int { return d.now.Load().resolved.CountUsers() }, UsersBroken: d.users.broken.Load,
 		Lookups: d.lookupCounters, Checkpoints: d.checkpoints.counters,
 	}

@@ -110,6 +110,7 @@ func (d *served) reloadAll(ctx context.Context) (done admin.Reloaded, err error)
 		return done, err
 	}
 	zerolog.SetGlobalLevel(r.Level)
+	d.store.SetRetention(r.Retention)
 	if moved {
 		d.serveWeb(page)
 	}

@@ -230,6 +230,10 @@ func warn(cmd *cobra.Command) func(error) {
 func (s *logSource) stateWithin(ctx context.Context, b store.Bound, warn func(error)) (*turn.State, *turn.Record, error) {
 	if s.client != nil {
 		state, next, err := s.client.StateWithin(ctx, b, warn)
+		if err != nil && s.archives != nil { // it may be of before all that the daemon has
+			state = turn.NewState()
+			next, err = store.FoldWithin(state, s.records(ctx, 1), b)
+		}
 		return state, next, s.explain(ctx, err)
 	}
 	state, next, err := s.reader.StateWithin(b, warn)

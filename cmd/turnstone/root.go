@@ -96,14 +96,15 @@ func run(e environment) int {
 
 // options are the flags that several commands share.
 type options struct {
-	format output.Format
-	config string
-	data   string
-	socket string
-	db     string
-	keys   string
-	kernel string
-	cause  func() string
+	format  output.Format
+	config  string
+	data    string
+	socket  string
+	db      string
+	archive string
+	keys    string
+	kernel  string
+	cause   func() string
 }
 
 // helpWidth is how wide the help is.
@@ -178,8 +179,14 @@ func (o *options) kernelFlags(cmd *cobra.Command) {
 // logFlags say where the log is.
 func (o *options) logFlags(cmd *cobra.Command) {
 	o.daemonFlags(cmd)
-	cmd.Flags().StringVar(&o.db, "db", "", "Read this `FILE`, a copy of a log's, and ask no daemon.")
+	o.dbFlag(cmd)
+	cmd.Flags().StringVar(&o.archive, "archive", "", "`DIR` with the archives of what the log has no more; default: archive beside the file, or the daemon's own.")
 	cmd.Flags().StringVar(&o.keys, "keys", "", "`DIR` of the keys of encrypted segments, where a file is read; default: keys beside the file.")
+}
+
+// dbFlag names a file in place of a daemon's log.
+func (o *options) dbFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.db, "db", "", "Read this `FILE`, a copy of a log's, and ask no daemon.")
 }
 
 // located is where flags, environment, file and defaults put data and socket.

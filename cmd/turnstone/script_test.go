@@ -70,7 +70,7 @@ func TestScript(t *testing.T) {
 			"exits": exits, "port": port, "await": await, "signal": signalDaemon, "allocate": allocate,
 			"get": get, "damage": damage, "emptydb": emptyDB, "absent": absent, "reports": reports,
 			"absentkeys": absentKeys, "awaitlog": awaitLog, "awaittext": awaitText, "awaitsocket": awaitSocket, "credential": credential, "demo": demo,
-			"recipe": recipe, "mode": mode, "awaitget": awaitGet,
+			"recipe": recipe, "mode": mode, "shapedlog": shapedLog, "awaitget": awaitGet,
 			"line": firstLine, "hook": hookServer, "requests": requests, "awaitdraining": awaitDraining,
 		},
 	})

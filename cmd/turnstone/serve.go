@@ -160,12 +160,16 @@ func startKeeper(from systemd.Inherited, log zerolog.Logger) (k *systemd.Store, 
 func (d *served) openLog(r config.Resolved) (err error) {
 	var locked *store.LockedError
 	for end := time.Now().Add(d.patience); ; time.Sleep(20 * time.Millisecond) {
-		if d.store, err = store.Open(r.Data, store.Options{Encrypt: r.Encrypt, ForgetAge: r.ForgetAge}); !errors.As(err, &locked) || time.Now().After(end) {
+		if d.store, err = store.Open(r.Data, d.logOptions(r)); !errors.As(err, &locked) || time.Now().After(end) {
 			break
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
+	}
+	if m := d.store.Migration(); m.Steps > 0 && m.Backup != "" {
+		d.log.Warn().Uint64("from", m.From).Uint64("to", m.To).Str("backup", m.Backup).
+			Msg("the log was brought to a new schema: the file as it was is kept until you remove it")
 	}
 	return nil
 }
@@ -225,6 +229,14 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	}
 	d.newSinks(r.Publication)
 	return d.run(ctx, cause, sealed, demo, stdout, taker)
+}
+
+// logOptions is how the log is kept.
+func (d *served) logOptions(r config.Resolved) store.Options {
+	return store.Options{
+		Encrypt: r.Encrypt, ForgetAge: r.ForgetAge, Retention: r.Retention, Version: version(),
+		Trouble: func(err error) { d.log.Error().Err(err).Msg("the log is not tended: trying again") },
+	}
 }
 
 // loadKeys reads the keys of nonces and tickets, which are made where they are not there.

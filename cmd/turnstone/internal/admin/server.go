@@ -55,6 +55,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("GET /v1/allocations/{id}", s.allocation)
 	mux.HandleFunc("POST /v1/allocations/{id}/close", s.closeAllocation)
 	mux.HandleFunc("GET /v1/log/stat", s.logStat)
+	mux.HandleFunc("GET /v1/log/pack", s.logPack)
 	mux.HandleFunc("GET /v1/log/records", s.logRecords)
 	mux.HandleFunc("GET /v1/log/state", s.logState)
 	mux.HandleFunc("GET /v1/log/span", s.logSpan)

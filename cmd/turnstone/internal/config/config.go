@@ -4,6 +4,7 @@ package config
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -111,20 +112,34 @@ type Log struct {
 	ForgetAge Duration `toml:"forget-age" flag:"log-forget-age" arg:"DURATION" env:"LOG_FORGET_AGE" doc:"Age at which the keys of encrypted segments are erased, so that nobody can read them any more; unlimited for only when turnstone log forget says so."`
 	Usernames string   `toml:"usernames" flag:"log-usernames" arg:"FORM" env:"LOG_USERNAMES" doc:"How users are named in the event log and in all output: plain, or hashed, by a pseudonym that takes a key in the data directory to be found from a name."`
 
+	RetainAge  Duration `toml:"retain-age" flag:"log-retain-age" arg:"DURATION" env:"LOG_RETAIN_AGE" doc:"Age at which events leave the log's file, a whole segment (16 MiB) at a time, once snapshots cover it; unlimited for never. What state the relay was in, and who relayed to whom, can be asked for as long as they are there, or in an archive."`
+	RetainSize Size     `toml:"retain-size" flag:"log-retain-size" arg:"SIZE" env:"LOG_RETAIN_SIZE" doc:"Size that the segments in the log's file may take together, such as 4GiB, each counted as 16 MiB; 0 for any. The file is a little larger: snapshots and free pages are in it too."`
+	Archive    string   `toml:"archive" flag:"log-archive" arg:"WHERE" env:"LOG_ARCHIVE" doc:"Where a segment is written to, verified and made durable before it leaves the log's file: off for nowhere, on for archive in the data directory, or a directory. While it cannot be written, the segment stays."`
+	ArchiveAge Duration `toml:"archive-age" flag:"log-archive-age" arg:"DURATION" env:"LOG_ARCHIVE_AGE" doc:"Age at which archives are removed; unlimited for never."`
+
 	CheckpointFile string `toml:"checkpoint-file" flag:"log-checkpoint-file" arg:"PATH" env:"LOG_CHECKPOINT_FILE" doc:"File that signed checkpoints of the event log are appended to, besides the one in the data directory: best on another machine, out of the reach of whoever can change the log."`
 	CheckpointURL  string `toml:"checkpoint-url" flag:"log-checkpoint-url" arg:"URL" env:"LOG_CHECKPOINT_URL" doc:"URL that signed checkpoints of the event log are sent to, each in the body of an HTTP POST."`
 }
 
-// Duration is a time.Duration that is written 10m, 1h30m, or unlimited, which is negative.
+// Duration is a time.Duration that is written 10m, 1h30m, 7d, or unlimited, which is negative.
 type Duration time.Duration
 
-const unlimited = "unlimited"
+const (
+	unlimited = "unlimited"
+	day       = 24 * time.Hour
+)
 
 // UnmarshalText reads a duration.
 func (d *Duration) UnmarshalText(b []byte) error {
 	if string(b) == unlimited {
 		*d = -1
 		return nil
+	}
+	if days, is := strings.CutSuffix(string(b), "d"); is {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			*d = Duration(n) * Duration(day)
+			return nil
+		}
 	}
 	v, err := time.ParseDuration(string(b))
 	if err != nil {
@@ -144,6 +159,9 @@ func (d Duration) String() string {
 	if d < 0 {
 		return unlimited
 	}
+	if v := time.Duration(d); v >= day && v%day == 0 {
+		return fmt.Sprintf("%dd", v/day)
+	}
 	s := time.Duration(d).String()
 	for _, zero := range []string{"m0s", "h0m"} {
 		if strings.HasSuffix(s, zero) {
@@ -151,6 +169,43 @@ func (d Duration) String() string {
 		}
 	}
 	return s
+}
+
+// Size is a number of bytes that is written 64MiB, 4GiB, or as a number.
+type Size int64
+
+var sizeUnits = []struct {
+	name string
+	size Size
+}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}}
+
+// UnmarshalText reads a size.
+func (s *Size) UnmarshalText(b []byte) error {
+	text, unit := string(b), Size(1)
+	for _, u := range sizeUnits {
+		if number, is := strings.CutSuffix(text, u.name); is {
+			text, unit = strings.TrimSpace(number), u.size
+			break
+		}
+	}
+	n, err := strconv.ParseUint(text, 10, 40)
+	if err != nil || Size(n) > (1<<62)/unit {
+		return fmt.Errorf("%q is no size such as 64MiB or 4GiB", b)
+	}
+	*s = Size(n) * unit
+	return nil
+}
+
+// MarshalText writes a size.
+func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+func (s Size) String() string {
+	for _, u := range sizeUnits {
+		if s >= u.size && s%u.size == 0 {
+			return fmt.Sprintf("%d%s", s/u.size, u.name)
+		}
+	}
+	return strconv.FormatInt(int64(s), 10)
 }
 
 // Default is the configuration without a file, environment or flags.
@@ -168,7 +223,7 @@ func Default() Config {
 		},
 		Peers:  Peers{Connections: "on"},
 		Kernel: Kernel{Mode: "auto", XDP: "auto", Instance: "default", MaxChannels: 16384},
-		Log:    Log{Level: "info", Format: "auto", Privacy: "plain", ForgetAge: -1, Usernames: "plain"},
+		Log:    Log{Level: "info", Format: "auto", Privacy: "plain", ForgetAge: -1, Usernames: "plain", RetainAge: Duration(7 * 24 * time.Hour), RetainSize: 4 << 30, Archive: "off", ArchiveAge: -1},
 	}
 }
 

@@ -227,3 +227,28 @@ func TestSecretsAreHidden(t *testing.T) {
 		t.Error("looking at the settings changed them")
 	}
 }
+
+func TestSizesAndDaysAreRead(t *testing.T) {
+	for text, want := range map[string]Size{"0": 0, "4096": 4096, "64MiB": 64 << 20, "4 GiB": 4 << 30, "1TiB": 1 << 40, "3KiB": 3 << 10} {
+		var got Size
+		if err := got.UnmarshalText([]byte(text)); err != nil || got != want {
+			t.Errorf("%q is %d (%v), want %d", text, got, err, want)
+		}
+		var again Size
+		if err := again.UnmarshalText([]byte(got.String())); err != nil || again != want {
+			t.Errorf("%q is written %q, which is %d (%v)", text, got, again, err)
+		}
+	}
+	for _, text := range []string{"", "-1", "4GB", "GiB", "1.5GiB", "99999999999999GiB"} {
+		var got Size
+		if err := got.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is read as %d, want an error", text, got)
+		}
+	}
+	for text, want := range map[string]string{"7d": "7d", "168h": "7d", "36h": "36h", "24h30m": "24h30m", "unlimited": "unlimited"} {
+		var got Duration
+		if err := got.UnmarshalText([]byte(text)); err != nil || got.String() != want {
+			t.Errorf("%q is %q (%v), want %q", text, got, err, want)
+		}
+	}
+}

@@ -15,6 +15,7 @@ import (
 
 	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/users"
+	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
 
@@ -44,7 +45,8 @@ type Resolved struct {
 	LogFormat    string
 	Encrypt      bool          // the event log
 	ForgetAge    time.Duration // of encrypted segments, 0 for any
-	HashNames    bool          // users are named by pseudonyms
+	Retention    store.Retention
+	HashNames    bool // users are named by pseudonyms
 
 	Publication    Publication
 	Hook           Hook
@@ -135,6 +137,7 @@ func (c *Config) resolve(h host) (Resolved, error) {
 	p.check("log.checkpoint-url", plainURL(c.Log.CheckpointURL, "whoever takes checkpoints sees by their signatures whose they are"))
 	p.check("log.format", oneOf(c.Log.Format, "auto", "json", "console"))
 	c.privacy(&r, &p)
+	r.Retention = c.retention(&p)
 	if err := errors.Join(p...); err != nil {
 		return r, err
 	}

@@ -66,6 +66,8 @@ func (s Setting) Value() any {
 		return v
 	case Duration:
 		return v.String()
+	case Size:
+		return v.String()
 	default:
 		return v
 	}
@@ -137,6 +139,8 @@ func (v *flagValue) Set(text string) error {
 	case *string:
 		*p = text
 	case *Duration:
+		return p.UnmarshalText([]byte(text))
+	case *Size:
 		return p.UnmarshalText([]byte(text))
 	case *int:
 		n, err := strconv.Atoi(text)

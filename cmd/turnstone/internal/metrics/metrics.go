@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"turnstone/kernel"
+	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
 
@@ -27,6 +28,7 @@ type Sources struct {
 	Room              func() turn.Room
 	Allocations       func() int
 	FreeBytes         func() int64
+	Kept              func() store.Kept
 	CertificateExpiry func() time.Time             // of the first of them, zero without any
 	Kernel            func() (kernel.Status, bool) // false where userspace relays everything
 	Version           string
@@ -93,6 +95,9 @@ var (
 	draining    = desc("draining", "1 while new allocations are refused because an operator said so.")
 	room        = desc("log_room", "Room on the disk of the log: 0 fine, 1 low (no new allocations), 2 none.")
 	freeBytes   = desc("log_free_page_bytes", "Free pages inside the log's file.")
+	segments    = desc("log_segments", "Segments in the log's file, with the one that grows.")
+	oldest      = desc("log_oldest_segment_seconds", "When the oldest segment in the log's file was sealed, in Unix time; absent while there is only one.")
+	overdue     = desc("log_overdue_segments", "Segments that are to leave the log's file and are still there.")
 	allocations = desc("allocations", "Live allocations in the flow table.")
 	packets     = desc("relayed_packets_total", "Datagrams relayed.", "path", "direction")
 	bytes       = desc("relayed_bytes_total", "Bytes of application data relayed.", "path", "direction")
@@ -128,7 +133,7 @@ var (
 
 // descs are all metrics of the daemon's own.
 var descs = []*prometheus.Desc{
-	info, ready, draining, room, freeBytes, allocations, packets, bytes, dropped, streams, noStreams, cutOff, expiry, requests, replies, commits, events, recoveries,
+	info, ready, draining, room, freeBytes, segments, oldest, overdue, allocations, packets, bytes, dropped, streams, noStreams, cutOff, expiry, requests, replies, commits, events, recoveries,
 	users, usersBroken, lookups, waiting, checkpoints, unsigned,
 	attached, flowsIn, slots, used, absent, hops, lag, drift, failures, memory, verdicts,
 }
@@ -152,6 +157,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(draining, number(c.Draining()))
 	gauge(room, float64(c.Room()))
 	gauge(freeBytes, float64(c.FreeBytes()))
+	kept := c.Kept()
+	gauge(segments, float64(kept.Segments))
+	gauge(overdue, float64(kept.Overdue))
+	if !kept.Oldest.IsZero() {
+		gauge(oldest, float64(kept.Oldest.Unix()))
+	}
 	gauge(allocations, float64(c.Allocations()))
 	path := turn.PathUserspace.String()
 	count(packets, n.ToPeerPackets, path, "to_peer")

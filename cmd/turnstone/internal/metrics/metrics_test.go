@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"turnstone/kernel"
+	"turnstone/store"
 	"turnstone/turn"
 	"turnstone/turn/relay"
 )
@@ -22,7 +23,8 @@ func sources(ready bool, room turn.Room) Sources {
 			}
 		},
 		Alive: func() error { return nil }, Ready: func() bool { return ready }, Draining: func() bool { return false }, Room: func() turn.Room { return room },
-		Allocations: func() int { return 11 }, FreeBytes: func() int64 { return 13 }, CertificateExpiry: func() time.Time { return time.Unix(37, 0) }, Version: "1.2.3",
+		Allocations: func() int { return 11 }, FreeBytes: func() int64 { return 13 },
+		Kept: func() store.Kept { return store.Kept{Segments: 17, Oldest: time.Unix(41, 0), Overdue: 3} }, CertificateExpiry: func() time.Time { return time.Unix(37, 0) }, Version: "1.2.3",
 		Users: func() int { return 23 }, UsersBroken: func() bool { return true },
 		Lookups: func() (relay.LookupCounters, bool) {
 			return relay.LookupCounters{Found: 29, None: 31, Failed: 37, Refused: 41, Waiting: 43}, true

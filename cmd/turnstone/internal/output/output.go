@@ -47,7 +47,7 @@ func (f Format) For(out io.Writer) Format {
 	if f != "" {
 		return f
 	}
-	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+	if Terminal(out) {
 		return Table
 	}
 	return JSONL
@@ -194,3 +194,9 @@ func Section[T any](out io.Writer, f Format, title string, rows []T) error {
 }
 
 func spaced(name string) string { return strings.ReplaceAll(name, "_", " ") }
+
+// Terminal says whether people read w.
+func Terminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
+}
