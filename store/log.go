@@ -29,20 +29,19 @@ const openTimeout = 900 * time.Millisecond
 
 // Options change how a log is kept. The zero Options are what a daemon uses.
 type Options struct {
-	SegmentSize   int           // bytes of pages after which a segment is sealed; 0: 16 MiB
-	SoftLimit     int64         // bytes of room below which it is low; 0: 64 MiB, an eighth of a small disk
-	HardLimit     int64         // bytes of room below which there is none; 0: 16 MiB, a 32nd of a small disk
-	BallastSize   int64         // bytes; 0: 8 MiB, a 64th of a small disk
-	KeepEvents    int           // events kept in memory for tails, at least; 0: 16384
-	CheckEvery    time.Duration // how often Background looks for work; 0: 1 s
-	SnapshotEvery int           // segments of which one snapshot is kept, once it is not among the newest; 0: 4
-	NoSnapshots   bool          // Background takes none
-	NoSync        bool          // nothing is durable before Close: for logs that are made, not kept
-	Encrypt       bool          // what is appended is sealed, see [Keyring]
-	ForgetAge     time.Duration // of events whose segments Background forgets; 0: it forgets none
-	Version       string        // of the program, kept in the file; empty for none
-	Retention     Retention     // what Background keeps; SetRetention changes it
-	Trouble       func(error)   // told by Background of what fails and is tried again; may be nil
+	SegmentSize int           // bytes of pages after which a segment is sealed; 0: 16 MiB
+	SoftLimit   int64         // bytes of room below which it is low; 0: 64 MiB, an eighth of a small disk
+	HardLimit   int64         // bytes of room below which there is none; 0: 16 MiB, a 32nd of a small disk
+	BallastSize int64         // bytes; 0: 8 MiB, a 64th of a small disk
+	KeepEvents  int           // events kept in memory for tails, at least; 0: 16384
+	CheckEvery  time.Duration // how often Background looks for work; 0: 1 s
+	NoSnapshots bool          // Background takes none
+	NoSync      bool          // nothing is durable before Close: for logs that are made, not kept
+	Encrypt     bool          // what is appended is sealed, see [Keyring]
+	ForgetAge   time.Duration // of events whose segments Background forgets; 0: it forgets none
+	Version     string        // of the program, kept in the file; empty for none
+	Retention   Retention     // what Background keeps; SetRetention changes it
+	Trouble     func(error)   // told by Background of what fails and is tried again; may be nil
 
 	now          func() time.Time
 	pageSize     int
@@ -57,7 +56,6 @@ func (o Options) withDefaults() Options {
 	}
 	set(&o.SegmentSize, 16<<20)
 	set(&o.KeepEvents, 16384)
-	set(&o.SnapshotEvery, snapshotEvery)
 	set(&o.snapshotSize, 256<<10)
 	if o.CheckEvery == 0 {
 		o.CheckEvery = time.Second

@@ -165,15 +165,8 @@ func statOf(s source) (Stat, error) {
 	if st.Archives, err = describePast(s); err != nil {
 		return st, err
 	}
-	if st.Snapshots, err = snapshotsIn(s); err != nil {
-		return st, err
-	}
-	for i := range st.Snapshots {
-		if err := statSnapshot(s, &st.Snapshots[i]); err != nil {
-			return st, err
-		}
-	}
-	return st, nil
+	st.Snapshots, err = snapshotsIn(s)
+	return st, err
 }
 
 func statSegment(s source, n []byte) (Segment, error) {
@@ -230,19 +223,4 @@ func (g *Segment) ends(last []byte) error {
 	v, err := parseEnvelope(last)
 	g.Last, g.To = v.last(), v.moment
 	return err
-}
-
-// statSnapshot measures p.
-func statSnapshot(s source, p *Snapshot) error {
-	return s.view(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(migrations.Snapshots).Bucket(key(uint64(p.At)))
-		if b == nil {
-			return nil
-		}
-		c := b.Cursor()
-		for k, v := c.Seek(key(0)); k != nil; k, v = c.Next() {
-			p.Size += len(v)
-		}
-		return nil
-	})
 }

@@ -91,7 +91,7 @@ func (l *Log) newestSnapshot(segments []begun) (*turn.State, error) {
 	return turn.NewState(), nil
 }
 
-// snapshotsIn lists the finished snapshots in order, their sizes left out.
+// snapshotsIn lists the finished snapshots in order.
 func snapshotsIn(s source) (list []Snapshot, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
 		snapshots := tx.Bucket(migrations.Snapshots)
@@ -99,7 +99,10 @@ func snapshotsIn(s source) (list []Snapshot, err error) {
 			return &CorruptError{File: s.name(), Err: errors.New("there are no snapshots")}
 		}
 		return snapshots.ForEachBucket(func(k []byte) error {
-			if p, ok := parseHead(seqOf(k), snapshots.Bucket(k).Get(headKey)); ok {
+			b := snapshots.Bucket(k)
+			if p, ok := parseHead(seqOf(k), b.Get(headKey)); ok {
+				last, rest := b.Cursor().Last()
+				p.Size = (int(number(last))-1)*len(b.Get(key(1))) + len(rest)
 				list = append(list, p)
 			}
 			return nil

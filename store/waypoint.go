@@ -15,9 +15,9 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// snapshotEvery is how many sealed segments lie between two snapshots that are kept as waypoints, as long as
+// snapshotShare is how many bytes of segments there are for one of the snapshots that are kept as waypoints, as long as
 // their segments are in the log.
-const snapshotEvery = 4
+const snapshotShare = 4
 
 // Bound says how much of a log a state is the fold of: all records before the first that it does not hold.
 type Bound struct {
@@ -151,21 +151,22 @@ func FoldWithin(s *turn.State, records iter.Seq2[turn.Record, error], b Bound) (
 	return nil, nil
 }
 
-// surplus are those of list, the snapshots of a log with these segments, that are to go. What stays are the newest, the
-// first of each group of segments, from which any moment is soon folded, and the one the log begins with.
-func surplus(list []Snapshot, segments []begun, every int) (out []turn.Seq) {
+// surplus are those of list, the snapshots of a log with these segments of size bytes, that are to go. What stays are
+// the newest, the one the log begins with, and from there on one for each segment, from which any moment is soon
+// folded; where so many are alive that a snapshot is no small part of a segment, one for so many segments that it is.
+func surplus(list []Snapshot, segments []begun, size int) (out []turn.Seq) {
 	numbers := map[turn.Seq]uint64{}
 	for _, s := range segments {
 		numbers[s.begin.next()] = s.number
 	}
-	var group uint64
+	var kept uint64 // number of the segment that follows the last one
 	for i, p := range list {
 		number, known := numbers[p.At+1]
-		first := known && (number == segments[0].number || number/uint64(every) != group)
-		if known {
-			group = number / uint64(every)
+		if known && (kept == 0 || int(number-kept)*size >= p.Size*snapshotShare) {
+			kept = number
+			continue
 		}
-		if !first && i < len(list)-keepSnapshots {
+		if i < len(list)-keepSnapshots {
 			out = append(out, p.At)
 		}
 	}
@@ -182,7 +183,7 @@ func (l *Log) dropSnapshots() error {
 	if err != nil {
 		return err
 	}
-	out := surplus(list, segments, l.options.SnapshotEvery)
+	out := surplus(list, segments, l.options.SegmentSize)
 	err = l.view(func(tx *bbolt.Tx) error {
 		snapshots := tx.Bucket(migrations.Snapshots)
 		return snapshots.ForEachBucket(func(k []byte) error {
