@@ -95,13 +95,13 @@ func TestSnapshotAndTailEqualFullReplay(t *testing.T) {
 		}
 		all = append(all, rec)
 	}
-	if back < 5 {
-		t.Fatalf("the clock went back %d times, want at least 5", back)
+	if back == 0 {
+		t.Fatal("the clock never went back")
 	}
 	last := all[len(all)-1]
 	used := map[turn.Seq]bool{}
 	rapid.Check(t, func(rt *rapid.T) {
-		b := Everything()
+		var b Bound
 		if rapid.Bool().Draw(rt, "by sequence") {
 			b = Through(turn.Seq(rapid.Uint64Range(0, uint64(last.Last())+2).Draw(rt, "seq")))
 		} else { // of a record, or next to it
