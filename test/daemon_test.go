@@ -2,6 +2,7 @@ package test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,13 +40,16 @@ var onLoopback = []string{
 
 // daemon is a turnstone that a test runs, kills and starts again on one data directory.
 type daemon struct {
-	t          testing.TB
-	space      *space
-	dir        string
-	flags      []string
-	trace      []string     // command line that runs the daemon's, for strace
-	prepare    func() error // changes what the thread hands down to the daemon it starts; nil for nothing
-	attributes syscall.SysProcAttr
+	t           testing.TB
+	space       *space
+	dir         string
+	flags       []string
+	trace       []string     // command line that runs the daemon's, for strace
+	prepare     func() error // changes what the thread hands down to the daemon it starts; nil for nothing
+	attributes  syscall.SysProcAttr
+	files       []*os.File // that it inherits, from descriptor 3 on
+	environment []string   // besides that of the test
+	binary      string     // empty: the one under test
 
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when the process has ended
@@ -88,7 +92,7 @@ func (d *daemon) start() {
 // launch starts d. It may not be ready yet.
 func (d *daemon) launch() {
 	d.t.Helper()
-	args := append([]string{turnstoneBinary, "serve", "--data", d.dir}, d.flags...)
+	args := append([]string{cmp.Or(d.binary, turnstoneBinary), "serve", "--data", d.dir}, d.flags...)
 	args = append(append([]string(nil), d.trace...), args...)
 	log, err := os.OpenFile(d.stderr(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -104,6 +108,7 @@ func (d *daemon) launch() {
 	attributes := d.attributes
 	attributes.Setpgid = true
 	cmd.SysProcAttr = &attributes
+	cmd.ExtraFiles, cmd.Env = d.files, append(os.Environ(), d.environment...)
 	d.cmd, d.ended, d.stdout = cmd, ended, nil
 	d.space.do(func() error {
 		if d.prepare != nil {
@@ -114,6 +119,10 @@ func (d *daemon) launch() {
 		return cmd.Start()
 	})
 	_ = write.Close()
+	for _, f := range d.files {
+		_ = f.Close()
+	}
+	d.files = nil
 	d.t.Cleanup(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		<-ended

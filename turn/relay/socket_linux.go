@@ -25,7 +25,10 @@ func bindUDP(a netip.AddrPort, buffer int, reusePort bool) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open socket for %v: %w", a, err)
 	}
-	if err := setOptions(fd, family, buffer, reusePort); err != nil {
+	if family == unix.AF_INET6 { // it cannot be set once the socket is bound
+		err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err := errors.Join(err, setOptions(fd, family, buffer, reusePort)); err != nil {
 		return -1, errors.Join(fmt.Errorf("set up socket for %v: %w", a, err), unix.Close(fd))
 	}
 	var to unix.Sockaddr = &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
@@ -50,7 +53,7 @@ func setOptions(fd, family, buffer int, reusePort bool) error {
 		required = append(required, option{unix.SOL_IP, unix.IP_RECVTTL, 1}, option{unix.SOL_IP, unix.IP_RECVTOS, 1},
 			option{unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT})
 	} else {
-		required = append(required, option{unix.SOL_IPV6, unix.IPV6_V6ONLY, 1}, option{unix.SOL_IPV6, unix.IPV6_RECVHOPLIMIT, 1},
+		required = append(required, option{unix.SOL_IPV6, unix.IPV6_RECVHOPLIMIT, 1},
 			option{unix.SOL_IPV6, unix.IPV6_RECVTCLASS, 1}, option{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT})
 	}
 	for _, o := range required {

@@ -24,8 +24,13 @@ var ErrUnreachable = errors.New("the daemon cannot be reached")
 // Client asks a daemon.
 type Client struct {
 	socket string
-	http   http.Client
+	http   http.Client // for what takes as long as it takes
+	quick  http.Client // for questions
 }
+
+// answerWithin is how long a daemon may take to begin to answer a question. The socket may be open with nobody behind it: a
+// service manager keeps it while the daemon is restarted.
+const answerWithin = 20 * time.Second
 
 // NewClient makes a Client for the socket at path. It does not connect yet.
 func NewClient(path string) *Client {
@@ -33,7 +38,10 @@ func NewClient(path string) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", path)
 	}
-	return &Client{socket: path, http: http.Client{Transport: &http.Transport{DialContext: dial}}}
+	return &Client{
+		socket: path, http: http.Client{Transport: &http.Transport{DialContext: dial}},
+		quick: http.Client{Transport: &http.Transport{DialContext: dial, ResponseHeaderTimeout: answerWithin}},
+	}
 }
 
 func (c *Client) do(ctx context.Context, method, path string) (*http.Response, error) {
@@ -46,7 +54,11 @@ func (c *Client) send(ctx context.Context, method, path string, body io.Reader) 
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.http.Do(req)
+	ask := c.http.Do
+	if method == http.MethodGet {
+		ask = c.quick.Do
+	}
+	resp, err := ask(req)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
