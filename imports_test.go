@@ -19,6 +19,7 @@ var mayImport = map[string][]string{
 	"turn/relay":       {"turn"},
 	"migrations":       {},
 	"store":            {"turn", "migrations"},
+	"audit":            {"turn", "store"},
 	"kernel":           {"turn", "bpf"},
 	"bpf":              {},
 	"internal/testenv": {},

@@ -23,7 +23,12 @@ func (l *Log) ChainAt(seq turn.Seq) (hash [sha256.Size]byte, ok bool, err error)
 	if last, chain := l.Head(); seq == last {
 		return chain, true, nil
 	}
-	err = l.view(func(tx *bbolt.Tx) error {
+	return chainAt(l, seq)
+}
+
+// chainAt is the hash of the record that ends at seq, by the record after it.
+func chainAt(s source, seq turn.Seq) (hash [sha256.Size]byte, ok bool, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
 		segments := tx.Bucket(migrations.Segments)
 		p := position{seq: seq + 1}
 		err := p.find(segments)
@@ -31,7 +36,7 @@ func (l *Log) ChainAt(seq turn.Seq) (hash [sha256.Size]byte, ok bool, err error)
 			return nil
 		}
 		if err != nil {
-			return inFile(l.name(), err)
+			return inFile(s.name(), err)
 		}
 		raw := segments.Bucket(p.segment).Get(key(uint64(seq + 1)))
 		if raw == nil {
@@ -39,7 +44,7 @@ func (l *Log) ChainAt(seq turn.Seq) (hash [sha256.Size]byte, ok bool, err error)
 		}
 		next, err := parseEnvelope(raw)
 		if err != nil {
-			return inFile(l.name(), err)
+			return inFile(s.name(), err)
 		}
 		hash, ok = next.chain, true
 		return nil

@@ -51,6 +51,7 @@ type served struct {
 	started      time.Time
 	draining     draining
 	users        usersState
+	index        indexState
 	lookups      *relay.Lookups // at the hook, nil for none
 	checkpoints  checkpoints
 	reload       sync.Mutex // one reload at a time

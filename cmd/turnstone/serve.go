@@ -323,6 +323,7 @@ func (d *served) run(ctx context.Context, cause func() string, sealed uint64, de
 	group.Go(func() error { return admin.NewServer(d, d.store, d.clock).Serve(aside, socket) })
 	group.Go(func() error { return ignoreEnd(d.store.Background(aside, sealed, d.relay.Record)) })
 	group.Go(func() error { d.keepCheckpoints(aside); return nil })
+	group.Go(func() error { d.keepIndex(aside); return nil })
 	group.Go(func() error { return d.watchSignals(aside) })
 	group.Go(func() error { return d.watchUsers(aside) })
 	group.Go(func() error { return d.watchDrain(aside) })

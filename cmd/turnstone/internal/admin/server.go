@@ -32,6 +32,7 @@ type Daemon interface {
 	Kernel
 	Signer
 	Privacy
+	Auditor
 }
 
 // Server serves the admin interface.
@@ -59,6 +60,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("GET /v1/log/records", s.logRecords)
 	mux.HandleFunc("GET /v1/log/state", s.logState)
 	mux.HandleFunc("GET /v1/log/span", s.logSpan)
+	mux.HandleFunc("GET /v1/audit", s.audit)
 	mux.HandleFunc("POST /v1/reload", s.reload)
 	mux.HandleFunc("POST /v1/drain", s.drain)
 	mux.HandleFunc("POST "+handover.Path, func(w http.ResponseWriter, r *http.Request) {

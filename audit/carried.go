@@ -1,0 +1,157 @@
+package audit
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"turnstone/turn"
+)
+
+// carried is how far an index has come, and what is open there: a Builder that has just been cut.
+type carried struct {
+	last    turn.Seq
+	chain   [32]byte // of the record that ends there
+	segment uint64   // that last is in
+	builder *Builder
+}
+
+const carriedFormat = 1
+
+// carriedKey is the key of the head.
+var carriedKey = []byte("head")
+
+// chunkRows is how many bytes of rows stand behind one CRC-32C.
+const chunkRows = 16 << 10
+
+// encode makes the values of c: a head, and chunks of rows, those that have ended before those that have not.
+func (c *carried) encode(k *cipher) (head []byte, chunks [][]byte, err error) {
+	b := c.builder
+	w := writer{b: []byte{carriedFormat}}
+	w.uint(uint64(c.last))
+	w.b = append(w.b, c.chain[:]...)
+	w.uint(c.segment)
+	w.flag(k.sealed())
+	w.b = append(w.b, b.log[:]...)
+	w.uint(b.epoch)
+	w.b = append(w.b, b.moment.Boot[:]...)
+	w.int(int64(b.moment.Uptime))
+	w.int(b.moment.Wall)
+	w.count(len(b.mappings))
+	for i := range b.mappings {
+		w.addr(b.mappings[i].IP)
+		w.addr(b.mappings[i].External)
+		w.span(&b.mappings[i].Span)
+	}
+	w.count(len(b.ended))
+	w.count(len(b.open))
+	var chunk writer
+	flush := func() error {
+		if len(chunk.b) == 0 {
+			return nil
+		}
+		one, err := k.seal(c.context(len(chunks)), chunk.b)
+		chunks, chunk.b = append(chunks, closed(0, chunkKey(len(chunks)), slices.Clip(one))), nil
+		return err
+	}
+	add := func(r *Row) error {
+		chunk.bytes(encodeRow(r))
+		if len(chunk.b) < chunkRows {
+			return nil
+		}
+		return flush()
+	}
+	for _, r := range b.ended {
+		if err := add(r); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(b.open)) {
+		if err := add(b.open[id]); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := flush(); err != nil {
+		return nil, nil, err
+	}
+	w.count(len(chunks))
+	return closed(0, carriedKey, w.b), chunks, nil
+}
+
+// parseCarried is the opposite of encode. The rows are left out where there are no chunks given.
+func parseCarried(head []byte, chunk func(i int) []byte, cipherFor func(segment uint64, sealed bool) (*cipher, error)) (*carried, error) {
+	b, err := opened(0, carriedKey, head)
+	if err != nil || len(b) < 1 || b[0] != carriedFormat {
+		return nil, errBlock
+	}
+	r := reader{b: b[1:]}
+	c := &carried{last: turn.Seq(r.uint()), builder: NewBuilder()}
+	copy(c.chain[:], r.fixed(32))
+	c.segment = r.uint()
+	isSealed := r.flag()
+	copy(c.builder.log[:], r.fixed(16))
+	c.builder.epoch = r.uint()
+	copy(c.builder.moment.Boot[:], r.fixed(16))
+	c.builder.moment.Uptime, c.builder.moment.Wall = time.Duration(r.int()), r.int()
+	c.builder.last = c.last
+	c.builder.mappings = list(&r, new(arena[Mapping]), 6, func() Mapping { return Mapping{r.addr(), r.addr(), r.span()} })
+	ended, open, chunks := r.uint(), r.uint(), r.uint()
+	if r.bad || len(r.b) > 0 {
+		return nil, errBlock
+	}
+	if chunk == nil {
+		return c, nil
+	}
+	k, err := cipherFor(c.segment, isSealed)
+	if err != nil {
+		return nil, err
+	}
+	var d decoder
+	n := uint64(0)
+	for i := range int(chunks) {
+		rows, err := opened(0, chunkKey(i), chunk(i))
+		if err == nil {
+			rows, err = k.open(c.context(i), rows)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for in := (reader{b: rows}); len(in.b) > 0; n++ {
+			one, err := d.row(in.fixed(in.uint()))
+			if err != nil || in.bad {
+				return nil, errBlock
+			}
+			if n < ended {
+				c.builder.ended = append(c.builder.ended, &one)
+				c.builder.over[one.Allocation] = &one
+			} else {
+				c.builder.open[one.Allocation] = &one
+			}
+		}
+	}
+	if n != ended+open {
+		return nil, errBlock
+	}
+	return c, nil
+}
+
+// context is what chunk i is encrypted for.
+func (c *carried) context(i int) string { return fmt.Sprintf("audit open %d chunk %d", c.last, i) }
+
+// chunkKey is the key of chunk i.
+func chunkKey(i int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(i)) }
+
+// external is the address that clients and peers knew a by while s lasted, a itself where no NAT was in front.
+func external(mappings []Mapping, a netip.Addr, s *Span) netip.Addr {
+	lo, hi := s.bounds()
+	for i := range mappings {
+		from, to := mappings[i].bounds()
+		if m := &mappings[i]; m.IP == a && from <= hi && to >= lo {
+			return m.External
+		}
+	}
+	return a
+}

@@ -1,0 +1,66 @@
+package audit
+
+import (
+	"context"
+	"time"
+
+	"turnstone/turn"
+)
+
+// Keep keeps x up to date until ctx ends: it looks every so often whether another block is complete. Where many are, it works
+// no more than half of the time, so that it is not in the way of what the daemon is there for. What fails it tells failed, and goes on.
+func (x *Index) Keep(ctx context.Context, every time.Duration, failed func(error)) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		err := x.lookAfter(ctx)
+		if err != nil && ctx.Err() == nil {
+			failed(err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (x *Index) lookAfter(ctx context.Context) error {
+	due, err := x.due()
+	if err != nil || !due {
+		return err
+	}
+	began := time.Now()
+	return x.Advance(ctx, func(done, all turn.Seq) {
+		if all-done <= 2*x.options.blockEvents {
+			return
+		}
+		select {
+		case <-time.After(time.Since(began)):
+		case <-ctx.Done():
+		}
+		began = time.Now()
+	})
+}
+
+// due says whether there is something to do: a block that is complete, or one whose events have gone.
+func (x *Index) due() (bool, error) {
+	behind, err := x.Behind()
+	if err != nil || behind > x.options.blockEvents {
+		return err == nil, err
+	}
+	starts, err := x.source.Segments()
+	if err != nil || len(starts) == 0 {
+		return false, err
+	}
+	c, err := x.load(false)
+	if x.bad(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	next := segmentOf(starts, c.last+1)
+	gone := x.oldest.Load() < uint64(starts[0].First)
+	return next != starts[len(starts)-1].Number || gone, nil
+}
