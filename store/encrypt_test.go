@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -10,12 +11,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"turnstone/migrations"
 	"turnstone/turn"
 
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -441,4 +444,109 @@ func FuzzOpenEvent(f *testing.F) {
 			t.Fatalf("with a key of its own: %v\n%s", err, diff)
 		}
 	})
+}
+
+func TestProofOfASealedEventDisclosesThatOneAlone(t *testing.T) {
+	dir := t.TempDir()
+	l := openTest(t, dir, tinySealed())
+	s := l.State()
+	fill(t, l, s, 20, 8)
+	c, _, err := l.Checkpointer()
+	must(t, err)
+	defer c.Close()
+	note, err := c.Sign()
+	must(t, err)
+	p, err := l.Prover().ProveAgainst(note, 1, 7)
+	must(t, err)
+	var b strings.Builder
+	var missing *KeyError
+	if err := WriteProof(&b, p, people); !errors.As(err, &missing) {
+		t.Errorf("a proof of what nobody can read: got %v, want a *KeyError", err)
+	}
+	must(t, p.Disclose(l.Keys()))
+	b.Reset()
+	must(t, WriteProof(&b, p, people))
+	read, err := VerifyProof(strings.NewReader(b.String()), people, c.Public())
+	must(t, err)
+	e, err := read.Events[1].Event()
+	must(t, err)
+	if diff := cmp.Diff(turn.Event(bound(3, 0x4000)), e, comparing); diff != "" {
+		t.Errorf("event 7 is proved to be another (-want +got):\n%s", diff)
+	}
+	secret, err := l.Keys().Export(1)
+	must(t, err)
+	if strings.Contains(b.String(), base64.StdEncoding.EncodeToString(secret)) {
+		t.Error("the proof holds the key of the segment")
+	}
+	own := base64.StdEncoding.EncodeToString(p.Events[1].Key)
+	other := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{3}, keySize))
+	if _, err := VerifyProof(strings.NewReader(strings.Replace(b.String(), own, other, 1)), people, c.Public()); err == nil {
+		t.Error("a proof with another key holds")
+	}
+}
+
+// cpu is the time that this process has had of the CPUs: others may use the machine too.
+func cpu(t testing.TB) time.Duration {
+	t.Helper()
+	var used unix.Rusage
+	must2(t, unix.Getrusage(unix.RUSAGE_SELF, &used))
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// BenchmarkEncode is what Append does but for the disk.
+func BenchmarkEncode(b *testing.B) {
+	for _, encrypt := range []bool{false, true} {
+		b.Run(fmt.Sprintf("encrypt=%t", encrypt), func(b *testing.B) {
+			var key *segmentKey
+			if encrypt {
+				var err error
+				key, err = fixedKeys().of(1)
+				must2(b, err)
+			}
+			var c chain
+			events, size := 0, 0
+			var list []turn.Event
+			for i := range 32 {
+				list = append(list, created(i+1), bound(i+1, 0x4000))
+			}
+			began := cpu(b)
+			for b.Loop() {
+				raw, err := c.encode(turn.Record{First: c.next(), Moment: at(1), Events: list}, key)
+				must2(b, err)
+				events, size = events+len(list), size+len(raw)
+			}
+			b.ReportMetric(float64(cpu(b)-began)/float64(events), "cpu-ns/event")
+			b.ReportMetric(float64(size)/float64(events), "B/event")
+		})
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	for _, encrypt := range []bool{false, true} {
+		b.Run(fmt.Sprintf("encrypt=%t", encrypt), func(b *testing.B) {
+			keys := fixedKeys()
+			var key *segmentKey
+			if encrypt {
+				var err error
+				key, err = keys.of(1)
+				must2(b, err)
+			}
+			var c chain
+			var list []turn.Event
+			for i := range 32 {
+				list = append(list, created(i+1), bound(i+1, 0x4000))
+			}
+			raw, err := c.encode(turn.Record{First: 1, Moment: at(1), Events: list}, key)
+			must2(b, err)
+			known := &names{}
+			events := 0
+			began := cpu(b)
+			for b.Loop() {
+				_, err := decodeRecord(raw, known, keys)
+				must2(b, err)
+				events += len(list)
+			}
+			b.ReportMetric(float64(cpu(b)-began)/float64(events), "cpu-ns/event")
+		})
+	}
 }

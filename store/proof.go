@@ -39,6 +39,17 @@ func (p *Prover) ProveAgainst(signed []byte, seqs ...turn.Seq) (Proof, error) {
 	return Proof{Checkpoint: c, Note: signed, Events: events}, err
 }
 
+// Disclose puts the key of each sealed event into p, by which that event can be read and no other.
+func (p *Proof) Disclose(keys *Keyring) (err error) {
+	for i := range p.Events {
+		e := &p.Events[i]
+		if e.Key, err = keys.EventKey(e.Stored); err != nil {
+			return fmt.Errorf("event %d: %w", e.Seq, err)
+		}
+	}
+	return nil
+}
+
 // Form is an event in a form for people: a value that goes into JSON.
 type Form func(turn.Event) any
 
@@ -63,12 +74,13 @@ type proofEvent struct {
 	Uptime int64           `json:"uptime,string"` // nanoseconds, as text: many readers of JSON round large numbers
 	Wall   int64           `json:"wall,string"`   // nanoseconds since 1970
 	Stored []byte          `json:"stored"`
+	Key    []byte          `json:"key,omitempty"` // of this event, where its log is encrypted
 	Path   []tlog.Hash     `json:"proof"`
 }
 
 // readable fills in what p says to people.
 func (f *proofEvent) readable(p *Proven, form Form) error {
-	e, err := DecodeEvent(p.Stored)
+	e, err := p.Event()
 	if err != nil {
 		return fmt.Errorf("event %d: %w", p.Seq, err)
 	}
@@ -82,7 +94,7 @@ func WriteProof(w io.Writer, p Proof, form Form) error {
 	f := proofFile{Format: proofFormat, Log: p.Checkpoint.Log.String(), Checkpoint: string(p.Note), Events: []proofEvent{}}
 	for i := range p.Events {
 		e := &p.Events[i]
-		one := proofEvent{Seq: e.Seq, Boot: e.Moment.Boot.String(), Uptime: int64(e.Moment.Uptime), Wall: e.Moment.Wall, Stored: e.Stored, Path: []tlog.Hash{}}
+		one := proofEvent{Seq: e.Seq, Boot: e.Moment.Boot.String(), Uptime: int64(e.Moment.Uptime), Wall: e.Moment.Wall, Stored: e.Stored, Key: e.Key, Path: []tlog.Hash{}}
 		for _, h := range e.Path {
 			one.Path = append(one.Path, tlog.Hash(h))
 		}
@@ -136,7 +148,7 @@ func VerifyProof(r io.Reader, form Form, keys ...string) (Proof, error) {
 }
 
 func (f *proofEvent) verify(c *Checkpoint, form Form) (Proven, error) {
-	p := Proven{Seq: f.Seq, Moment: turn.Moment{Uptime: time.Duration(f.Uptime), Wall: f.Wall}, Stored: f.Stored}
+	p := Proven{Seq: f.Seq, Moment: turn.Moment{Uptime: time.Duration(f.Uptime), Wall: f.Wall}, Stored: f.Stored, Key: f.Key}
 	if err := unhex(p.Moment.Boot[:], f.Boot); err != nil {
 		return p, fmt.Errorf("event %d: boot: %w", f.Seq, err)
 	}

@@ -250,7 +250,10 @@ func DecodeDisclosed(event []byte, seq turn.Seq, own []byte) (turn.Event, error)
 	c := cursor{b: event}
 	c.head(majorArray)
 	kind := c.head(majorUint)
-	_, _, ciphertext, err := parseSealed(c.b)
+	segment, _, ciphertext, err := parseSealed(c.b)
+	if err == nil && len(own) == 0 {
+		return nil, &KeyError{Segment: segment, Seq: seq}
+	}
 	if err == nil && len(own) != keySize {
 		err = fmt.Errorf("the key of an event has %d bytes, want %d", len(own), keySize)
 	}

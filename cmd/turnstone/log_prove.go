@@ -40,6 +40,9 @@ func logProve(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := p.Disclose(source.keys(cmd.Context())); err != nil {
+				return source.explain(cmd.Context(), err)
+			}
 			return store.WriteProof(cmd.OutOrStdout(), p, readable)
 		},
 	}
@@ -80,7 +83,7 @@ func showProof(cmd *cobra.Command, o *options, in io.Reader, keys []string) erro
 	}
 	w := output.New(cmd.OutOrStdout(), o.format)
 	for _, e := range p.Events {
-		event, err := store.DecodeEvent(e.Stored)
+		event, err := e.Event()
 		if err != nil {
 			return err
 		}
