@@ -192,6 +192,13 @@ type association struct {
 	instead  *association  // that it takes the place of, nil for none
 }
 
+// certificateFor is the certificate of the client that sent hello. The library asks for one before it has looked at a hello, to
+// choose cipher suites by, and is told the same one then.
+func (a *dtlsAccepter) certificateFor(hello []byte) func(*dtls.ClientHelloInfo) (*tls.Certificate, error) {
+	certificate, err := a.server.config.Streams.TLS.GetCertificate(wishes(hello))
+	return func(*dtls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, err }
+}
+
 // associate makes an association of a client whose ClientHello, one record, has the cookie.
 func (a *dtlsAccepter) associate(client netip.AddrPort, hello []byte, cookie string) {
 	a.mu.Lock()
@@ -202,7 +209,8 @@ func (a *dtlsAccepter) associate(client netip.AddrPort, hello []byte, cookie str
 		done: make(chan struct{}), instead: instead,
 	}
 	n.in.SetLimitSize(dtlsBacklog)
-	conn, err := dtls.ServerWithOptions(n, net.UDPAddrFromAddrPort(client), a.options...)
+	options := append(a.options[:len(a.options):len(a.options)], dtls.WithGetCertificate(a.certificateFor(hello)))
+	conn, err := dtls.ServerWithOptions(n, net.UDPAddrFromAddrPort(client), options...)
 	if err != nil {
 		a.server.refuseStream(client, err)
 		return
@@ -247,7 +255,9 @@ func (n *association) WriteTo(b []byte, _ net.Addr) (int, error) {
 		return n.accepter.conn.WriteToUDPAddrPort(b, n.client)
 	}
 	if len(b) <= dtlsRecord || b[0] != dtlsTypeHandshake || b[dtlsRecord] != dtlsTypeVerify {
-		return n.accepter.conn.WriteToUDPAddrPort(b, n.client) // an alert
+		alert := append([]byte(nil), b...)
+		copy(alert[5:], n.hello[5:11]) // the library counts from zero, which our own question had
+		return n.accepter.conn.WriteToUDPAddrPort(alert, n.client)
 	}
 	hello := n.hello
 	n.hello = nil

@@ -2,6 +2,10 @@ package relay
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	mrand "math/rand/v2"
 	"net"
@@ -373,6 +377,88 @@ func TestPartialHellosAreBounded(t *testing.T) {
 	eventually(t, "a message that is not finished is forgotten", func() bool { return l.len() == 0 && w.sources() == 0 })
 }
 
+// TestDTLSCertificateFitsTheClient has certificates of two kinds of keys, of which a client takes one by its name or for
+// its cipher suites; who takes none is told so.
+func TestDTLSCertificateFitsTheClient(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificates := []tls.Certificate{certificateOf(t, "rsa.example.org", key), certificateFor(t, "ec.example.org")}
+	g := serveTest(t, func(c *Config) {
+		withStreams(t)(c)
+		c.Streams.TLS.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			for i := range certificates {
+				if h.SupportsCertificate(&certificates[i]) == nil {
+					return &certificates[i], nil
+				}
+			}
+			return &certificates[0], nil
+		}
+	})
+	ofRSA, ofEC := dtls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, dtls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+	for _, row := range []struct {
+		name   string
+		server string
+		suites []dtls.CipherSuiteID
+		want   string
+	}{
+		{"First", "", []dtls.CipherSuiteID{ofRSA, ofEC}, "rsa.example.org"},
+		{"Name", "rsa.example.org", []dtls.CipherSuiteID{ofEC, ofRSA}, "rsa.example.org"},
+		{"OtherName", "ec.example.org", []dtls.CipherSuiteID{ofRSA, ofEC}, "ec.example.org"},
+		{"Suites", "", []dtls.CipherSuiteID{ofEC}, "ec.example.org"},
+		{"NameAndSuites", "ec.example.org", []dtls.CipherSuiteID{ofEC}, "ec.example.org"},
+		{"NoneOfThem", "", []dtls.CipherSuiteID{dtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM}, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			conn, err := dtls.DialWithOptions("udp", net.UDPAddrFromAddrPort(g.listens(turn.DTLS)),
+				dtls.WithInsecureSkipVerify(true), dtls.WithServerName(row.server), dtls.WithCipherSuites(row.suites...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+			err = conn.HandshakeContext(ctxFor(t))
+			if row.want == "" {
+				if err == nil || !strings.Contains(err.Error(), "InsufficientSecurity") {
+					t.Errorf("got %v, want an alert", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			state, _ := conn.ConnectionState()
+			shown, err := x509.ParseCertificate(state.PeerCertificates[0])
+			if err != nil || shown.DNSNames[0] != row.want {
+				t.Errorf("got a certificate for %v, %v, want %s", shown.DNSNames, err, row.want)
+			}
+		})
+	}
+}
+
+// TestWishes holds what is read of a hello that a library wrote.
+func TestWishes(t *testing.T) {
+	server := listenUDP(t, netip.AddrPortFrom(serverIP, 0))
+	c, err := dtls.DialWithOptions("udp", net.UDPAddrFromAddrPort(server.addr),
+		dtls.WithServerName("turn.example.org"), dtls.WithCipherSuites(dtls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = c.Handshake() }()
+	hello, _ := server.receive(5 * time.Second)
+	_ = c.Close()
+	for _, hello := range [][]byte{hello, withCookie(hello, make([]byte, cookieBytes))} {
+		w := wishes(hello)
+		if w.ServerName != "turn.example.org" || !slices.Contains(w.CipherSuites, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) ||
+			!slices.Contains(w.SupportedCurves, tls.X25519) || !slices.Contains(w.SignatureSchemes, tls.ECDSAWithP256AndSHA256) {
+			t.Errorf("got %+v of %x", w, hello)
+		}
+		for n := dtlsHello; n < len(hello); n++ {
+			_ = wishes(hello[:n]) // it is cut short, and nothing more
+		}
+	}
+}
+
 func FuzzParsePart(f *testing.F) {
 	hello := clientHello(f)
 	n := len(hello) - dtlsRecord - dtlsHandshake
@@ -398,6 +484,7 @@ func FuzzParsePart(f *testing.F) {
 		if !p.whole() {
 			return
 		}
+		_ = wishes(p.record)
 		before := withoutCookie(p.record)
 		if q, _, ok := parsePart(before); !ok || !q.whole() || len(before) != len(p.record)-len(cookie) {
 			t.Errorf("%x without its cookie is %x", b, before)

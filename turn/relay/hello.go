@@ -2,6 +2,7 @@ package relay
 
 import (
 	"container/list"
+	"crypto/tls"
 	"encoding/binary"
 	"net/netip"
 	"sync"
@@ -80,6 +81,94 @@ func (p helloPart) cookie() (cookie []byte, ok bool) {
 		return rest[1 : 1+n], true
 	}
 	return nil, false
+}
+
+// Extensions of a ClientHello that say which certificates its client takes.
+const (
+	extServerName = 0
+	extGroups     = 10
+	extPoints     = 11
+	extSignatures = 13
+)
+
+// vector cuts a vector off b, whose length is in its first bytes, so many of them. False: b is too short.
+func vector(b *[]byte, prefix int) (v []byte, ok bool) {
+	n := 0
+	for i := range prefix {
+		if i >= len(*b) {
+			return nil, false
+		}
+		n = n<<8 | int((*b)[i])
+	}
+	if len(*b) < prefix+n {
+		return nil, false
+	}
+	v = (*b)[prefix : prefix+n]
+	*b = (*b)[prefix+n:]
+	return v, true
+}
+
+// uint16s are the numbers in b.
+func uint16s[T ~uint16](b []byte) (out []T) {
+	for ; len(b) >= 2; b = b[2:] {
+		out = append(out, T(binary.BigEndian.Uint16(b)))
+	}
+	return out
+}
+
+// wishes are what the client of a ClientHello in one record says of certificates. What is malformed is left out.
+func wishes(hello []byte) *tls.ClientHelloInfo {
+	w := &tls.ClientHelloInfo{SupportedVersions: []uint16{tls.VersionTLS12}} // as a certificate is concerned it is that
+	rest := hello[dtlsHello:]
+	if _, ok := vector(&rest, 1); !ok { // session
+		return w
+	}
+	if _, ok := vector(&rest, 1); !ok { // cookie
+		return w
+	}
+	suites, ok := vector(&rest, 2)
+	if !ok {
+		return w
+	}
+	w.CipherSuites = uint16s[uint16](suites)
+	if _, ok := vector(&rest, 1); !ok { // compression
+		return w
+	}
+	extensions, _ := vector(&rest, 2)
+	for len(extensions) >= 4 {
+		kind := binary.BigEndian.Uint16(extensions)
+		extensions = extensions[2:]
+		value, ok := vector(&extensions, 2)
+		if !ok {
+			break
+		}
+		wish(w, kind, value)
+	}
+	return w
+}
+
+// wish takes an extension.
+func wish(w *tls.ClientHelloInfo, kind uint16, value []byte) {
+	if kind == extPoints {
+		w.SupportedPoints, _ = vector(&value, 1)
+		return
+	}
+	list, ok := vector(&value, 2)
+	if !ok {
+		return
+	}
+	switch kind {
+	case extServerName:
+		if len(list) > 0 && list[0] == 0 { // a host
+			list = list[1:]
+			name, _ := vector(&list, 2)
+			w.ServerName = string(name)
+		}
+	case extGroups:
+		w.SupportedCurves = uint16s[tls.CurveID](list)
+	case extSignatures:
+		w.SignatureSchemes = uint16s[tls.SignatureScheme](list)
+	}
 }
 
 // helloMessage is a ClientHello that is being put together of its parts. Of what comes twice the first counts.
