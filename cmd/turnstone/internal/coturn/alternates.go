@@ -26,7 +26,11 @@ func alternate(port uint16, transports ...string) key {
 			if t.goesElsewhere(transport, at.Addr().Is4()) {
 				continue
 			}
-			v = t.add("alternate-servers", e, transport+"://"+at.String())
+			source := e
+			if v.fate == Mapped { // it is named already
+				source = nil
+			}
+			v = t.add("alternate-servers", source, transport+"://"+at.String())
 			t.set("redirect", "always", nil)
 		}
 		return v, nil
