@@ -33,8 +33,8 @@ type Source interface {
 	Head() (turn.Seq, error)
 	// ChainAt is the hash of the record that ends at a sequence, false where none does.
 	ChainAt(seq turn.Seq) ([32]byte, bool, error)
-	// Segments lists where the segments begin that there are.
-	Segments() ([]store.SegmentStart, error)
+	// Segments lists where the segments begin that there are, with those that are archived if that is asked for: that may take a while.
+	Segments(archived bool) ([]store.SegmentStart, error)
 	// Before is the state before seq, where the events before it are gone; nil where it is not known.
 	Before(seq turn.Seq) (*turn.State, error)
 }
@@ -58,7 +58,7 @@ type Index struct {
 
 	advancing sync.Mutex    // one goroutine at a time brings it up to date
 	done, all atomic.Uint64 // how far it has come
-	oldest    atomic.Uint64 // event that there was when what is gone was removed last
+	oldest    atomic.Uint64 // event in the log's file when what is gone was removed last
 
 	life     sync.RWMutex // guards the fields below: whoever uses file holds it shared
 	file     *store.Side
@@ -295,7 +295,7 @@ func (x *Index) advance(ctx context.Context, p Progress) error {
 	if err != nil {
 		return err
 	}
-	starts, err := x.source.Segments() // after head, so that it has all of them up to there
+	starts, err := x.source.Segments(true) // after head, so that it has all of them up to there
 	if err != nil || len(starts) == 0 {
 		return err
 	}
@@ -397,7 +397,6 @@ func (x *Index) forget(first turn.Seq) error {
 		})
 	})
 	if err != nil || len(gone) == 0 {
-		x.oldest.Store(uint64(first))
 		return err
 	}
 	return x.update(func(tx *bbolt.Tx) error {

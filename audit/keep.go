@@ -12,8 +12,8 @@ import (
 func (x *Index) Keep(ctx context.Context, every time.Duration, failed func(error)) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for {
-		err := x.lookAfter(ctx)
+	for n := 0; ; n++ {
+		err := x.lookAfter(ctx, n%60 == 0)
 		if err != nil && ctx.Err() == nil {
 			failed(err)
 		}
@@ -25,9 +25,10 @@ func (x *Index) Keep(ctx context.Context, every time.Duration, failed func(error
 	}
 }
 
-func (x *Index) lookAfter(ctx context.Context) error {
+// lookAfter brings x up to date where that is due, or anyway.
+func (x *Index) lookAfter(ctx context.Context, anyway bool) error {
 	due, err := x.due()
-	if err != nil || !due {
+	if err != nil || !due && !anyway {
 		return err
 	}
 	began := time.Now()
@@ -49,7 +50,7 @@ func (x *Index) due() (bool, error) {
 	if err != nil || behind > x.options.blockEvents {
 		return err == nil, err
 	}
-	starts, err := x.source.Segments()
+	starts, err := x.source.Segments(false)
 	if err != nil || len(starts) == 0 {
 		return false, err
 	}
@@ -60,7 +61,6 @@ func (x *Index) due() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	next := segmentOf(starts, c.last+1)
-	gone := x.oldest.Load() < uint64(starts[0].First)
-	return next != starts[len(starts)-1].Number || gone, nil
+	gone := x.oldest.Swap(uint64(starts[0].First)) != uint64(starts[0].First)
+	return gone || segmentOf(starts, c.last+1) != starts[len(starts)-1].Number, nil
 }

@@ -138,16 +138,16 @@ func (q *query) load(ctx context.Context) error {
 		return err
 	}
 	q.last, q.builder, q.split, q.ciphers = c.last, c.builder, map[turn.AllocationID]struct{}{}, map[uint64]*cipher{}
-	starts, err := x.source.Segments()
-	if err != nil {
-		return err
-	}
-	if len(starts) > 0 {
-		q.summary.First = starts[0].First
-	}
-	if c.last == 0 && len(starts) > 0 && starts[0].First > 1 {
-		if err := x.begin(c, starts[0].First); err != nil {
+	if c.last == 0 { // there is nothing in the index
+		starts, err := x.source.Segments(true)
+		if err != nil {
 			return err
+		}
+		if len(starts) > 0 && starts[0].First > 1 {
+			if err := x.begin(c, starts[0].First); err != nil {
+				return err
+			}
+			q.last = c.last
 		}
 	}
 	if err := q.heads(); err != nil {
@@ -182,6 +182,10 @@ func (q *query) heads() error {
 	}
 	if n := len(q.blocks); n > 0 && q.blocks[n-1].Last != q.last {
 		return errBlock
+	}
+	q.summary.First = q.last + 1
+	if len(q.blocks) > 0 {
+		q.summary.First = q.blocks[0].First
 	}
 	for _, h := range q.blocks {
 		for _, id := range h.Parts {

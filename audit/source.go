@@ -19,7 +19,9 @@ func (l live) Records(from turn.Seq) iter.Seq2[turn.Record, error] { return l.lo
 
 func (l live) ChainAt(seq turn.Seq) ([32]byte, bool, error) { return l.log.ChainAt(seq) }
 
-func (l live) Segments() ([]store.SegmentStart, error) { return l.log.Segments() }
+func (l live) Segments(archived bool) ([]store.SegmentStart, error) {
+	return l.log.Segments(archived)
+}
 
 func (l live) Head() (turn.Seq, error) {
 	last, _ := l.log.Head()
@@ -40,7 +42,9 @@ func (f file) Records(from turn.Seq) iter.Seq2[turn.Record, error] { return f.re
 
 func (f file) ChainAt(seq turn.Seq) ([32]byte, bool, error) { return f.reader.ChainAt(seq) }
 
-func (f file) Segments() ([]store.SegmentStart, error) { return f.reader.Segments() }
+func (f file) Segments(archived bool) ([]store.SegmentStart, error) {
+	return f.reader.Segments(archived)
+}
 
 func (f file) Head() (turn.Seq, error) {
 	last, _, err := f.reader.Head()

@@ -78,17 +78,27 @@ type SegmentStart struct {
 	First  turn.Seq
 }
 
-// Segments lists where the segments begin, in order.
-func (l *Log) Segments() ([]SegmentStart, error) { return startsIn(l) }
+// Segments lists where the segments begin, in order: those in the file, and where it is asked for those in archives before them.
+func (l *Log) Segments(archived bool) ([]SegmentStart, error) { return startsIn(l, archived) }
 
-// Segments lists where the segments begin, in order.
-func (r *Reader) Segments() ([]SegmentStart, error) { return startsIn(r) }
+// Segments is like that of a Log.
+func (r *Reader) Segments(archived bool) ([]SegmentStart, error) { return startsIn(r, archived) }
 
-func startsIn(s source) ([]SegmentStart, error) {
+func startsIn(s source, archived bool) (out []SegmentStart, err error) {
+	if archived && pastOf(s) != nil {
+		list, err := archivedBefore(s, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range list {
+			out = append(out, SegmentStart{h.Segment, h.First})
+		}
+	}
 	list, err := segmentsOf(s)
-	out := make([]SegmentStart, len(list))
-	for i, b := range list {
-		out[i] = SegmentStart{b.number, b.begin.next()}
+	for _, b := range list {
+		if n := len(out); n == 0 || out[n-1].Number < b.number { // it was archived meanwhile
+			out = append(out, SegmentStart{b.number, b.begin.next()})
+		}
 	}
 	return out, err
 }
