@@ -198,6 +198,9 @@ func (q *query) heads() error {
 // fold adds what is behind the blocks.
 func (q *query) fold(ctx context.Context) error {
 	for r, err := range q.index.source.Records(q.last + 1) {
+		if errors.Is(err, store.ErrRetired) {
+			return errStale // the index ends in what is gone
+		}
 		if err != nil {
 			return err
 		}
@@ -365,6 +368,9 @@ func (q *query) rest() error {
 // beginning says when the log begins.
 func (q *query) beginning() error {
 	for r, err := range q.index.source.Records(q.summary.First) {
+		if errors.Is(err, store.ErrRetired) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -86,6 +87,18 @@ func (d *served) Audit(ctx context.Context, f audit.Filter, limit int, p audit.P
 		return audit.Summary{}, ctx.Err()
 	}
 	return x.Query(ctx, f, limit, p, found)
+}
+
+// verifyIndex holds the index beside a file against the log. A daemon's it leaves alone: that is being written.
+func (s *logSource) verifyIndex(ctx context.Context) (audit.Verified, error) {
+	if s.client != nil {
+		return audit.Verified{}, nil
+	}
+	v, err := audit.VerifyFile(ctx, indexOf(s.reader.File()), audit.File(s.reader), s.reader.Keys())
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return v, err
 }
 
 // openIndex opens the index beside the file that r reads.

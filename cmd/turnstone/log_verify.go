@@ -20,6 +20,7 @@ type reportRow struct {
 	Chain   string   `json:"chain"`
 	Root    string   `json:"root"`
 	State   string   `json:"state,omitempty"`
+	Index   turn.Seq `json:"index,omitempty"` // the event up to which the index for audits was held against the log; 0: there is none
 }
 
 func logVerify(o *options) *cobra.Command {
@@ -27,7 +28,7 @@ func logVerify(o *options) *cobra.Command {
 	var keys []string
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Check that the log is what was written", Args: cobra.NoArgs,
-		Long: "Checks every record (CRC-32C, gapless sequences, hash chain, RFC 6962 tree heads), that all events decode and\nfold, and of a file that no daemon has open also its pages and that each snapshot is the fold of the records\nbefore it. Exits 3 where something does not hold, and says where.",
+		Long: "Checks every record (CRC-32C, gapless sequences, hash chain, RFC 6962 tree heads), that all events decode and\nfold, and of a file that no daemon has open also its pages and that each snapshot is the fold of the records\nbefore it, and that the index for audits is what the records lead to. Exits 3 where something does not hold, and\nsays where.",
 		Example: `  turnstone log verify
   turnstone log verify --db copy-of-log.db && echo good
   turnstone log verify --proof proof.json --key "$(cat relay1.key)" -o table`,
@@ -46,6 +47,12 @@ func logVerify(o *options) *cobra.Command {
 			if err := verifySlice(cmd, source, keys); err != nil {
 				return err
 			}
+			index, err := source.verifyIndex(cmd.Context())
+			if missing := withoutKey(err); missing != nil {
+				cmd.PrintErrf("remark: the index for audits cannot be verified: %v\n", err)
+			} else if err != nil {
+				return err
+			}
 			digest, err := foldTo(cmd.Context(), source, report.Last)
 			if missing := withoutKey(err); missing != nil {
 				cmd.PrintErrf("remark: the records are what was written, but not all can be read and folded: %v\n", err)
@@ -55,7 +62,7 @@ func logVerify(o *options) *cobra.Command {
 			}
 			return output.Object(cmd.OutOrStdout(), o.format, reportRow{
 				Records: report.Records, Events: report.Events, Bytes: report.Bytes, Last: report.Last,
-				Chain: hex.EncodeToString(report.Chain[:]), Root: hex.EncodeToString(report.Root[:]), State: digest,
+				Chain: hex.EncodeToString(report.Chain[:]), Root: hex.EncodeToString(report.Root[:]), State: digest, Index: index.Last,
 			})
 		},
 	}
