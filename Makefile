@@ -54,7 +54,7 @@ differential: ## Hold ten million frames through the XDP program against the mod
 	TURNSTONE_DIFFERENTIAL=10000000 $(GO) test -timeout 60m -count 1 -v -run '^TestDifferential$$' ./kernel
 
 soak: tools ## The long tests: 50 kills under load, 20 under kernel traffic, tens of thousands of crash states, a billion packets over recycled slots
-	TURNSTONE_SOAK=1 $(GO) test -timeout 120m -count 1 -v -run 'Restart|CrashState|KernelRelaysOnWhile|KernelRelaysEvery' ./test ./store
+	TURNSTONE_SOAK=1 $(GO) test -timeout 120m -count 1 -v -run 'Restart|CrashState|StaysBounded|KernelRelaysOnWhile|KernelRelaysEvery' ./test ./store
 	TURNSTONE_CHURN=1 $(GO) test -timeout 150m -count 1 -v -run '^TestRecycledSlots$$' ./kernel
 
 bench: tools build ## Measure against coturn and pion, with medians over several runs

@@ -29,6 +29,7 @@ type Step struct {
 // Steps are all steps in order: Steps[i].Version is i+1.
 var Steps = []Step{
 	{Version: 1, Name: "segments, snapshots and meta", Apply: createBuckets},
+	{Version: 2, Name: "the latest wall time in the heads of snapshots", Apply: noteLatest},
 }
 
 // Current is the schema this program reads and writes.

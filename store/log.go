@@ -44,6 +44,7 @@ type Options struct {
 	Trouble     func(error)   // told by Background of what fails and is tried again; may be nil
 
 	now          func() time.Time
+	mostFree     int64 // bytes of free pages beside which a segment may go; 0: 32 MiB
 	pageSize     int
 	snapshotSize int // of a chunk, for tests
 }
@@ -59,6 +60,9 @@ func (o Options) withDefaults() Options {
 	set(&o.snapshotSize, 256<<10)
 	if o.CheckEvery == 0 {
 		o.CheckEvery = time.Second
+	}
+	if o.mostFree == 0 {
+		o.mostFree = 32 << 20
 	}
 	if o.now == nil {
 		o.now = time.Now

@@ -287,5 +287,5 @@ func (l *Log) freeLimit() (int64, error) {
 	if err != nil || len(list) == 0 {
 		return 0, err
 	}
-	return int64(l.options.SegmentSize/2 + 2*list[len(list)-1].Size), nil
+	return l.options.mostFree + 2*int64(list[len(list)-1].Size), nil
 }

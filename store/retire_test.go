@@ -169,6 +169,31 @@ func TestOldSegmentsGo(t *testing.T) {
 	verifyFile(t, dir)
 }
 
+func TestNextSegmentWaitsUntilFreePagesAreUsed(t *testing.T) {
+	dir := memoryDir(t)
+	k := newKeeper(t, dir, Retention{}, nil)
+	k.load(200)
+	list, err := snapshotsIn(k.l)
+	must(t, err)
+	k.l.options.mostFree = k.l.free.Load() - 2*int64(list[len(list)-1].Size) + 1
+	k.l.SetRetention(Retention{Size: 1})
+	must(t, k.tender.look(context.Background()))
+	first, had := k.stat().First, k.l.Kept()
+	if first == 1 || had.Overdue == 0 || !strings.Contains(had.Waiting, "bytes of pages are free") {
+		t.Fatalf("the log begins at %d and keeps %+v, want it to wait", first, had)
+	}
+	must(t, k.tender.look(context.Background()))
+	if got := k.stat().First; got != first {
+		t.Errorf("the log begins at %d, want %d: no page was used", got, first)
+	}
+	k.l.options.mostFree = 1 << 30 // as if they were used
+	must(t, k.tender.look(context.Background()))
+	if got := k.stat().First; got == first {
+		t.Errorf("nothing is gone although pages were used: %s", k.l.Kept().Waiting)
+	}
+	k.close()
+}
+
 func TestSegmentsWithoutSnapshotsStay(t *testing.T) {
 	dir := memoryDir(t)
 	k := newKeeper(t, dir, Retention{Size: 1}, nil)
@@ -300,4 +325,50 @@ func TestRetiredSegmentsAreArchivedBefore(t *testing.T) {
 		t.Errorf("the file begins at %d and the archives are %+v", st.First, st.Archives)
 	}
 	k.close()
+}
+
+// soak switches the long tests on.
+const soak = "TURNSTONE_SOAK"
+
+func TestFileStaysBoundedUnderEndlessLoad(t *testing.T) {
+	if os.Getenv(soak) == "" {
+		t.Skip("it takes minutes: make soak runs it")
+	}
+	dir := t.TempDir()
+	const segment, retained, events = 1 << 20, 16 << 20, 4_000_000
+	o := Options{SegmentSize: segment, Retention: Retention{Size: retained, Archive: archiveIn(dir)}, NoSync: true}
+	l := openTest(t, dir, o)
+	k := &keeper{t: t, l: l, state: l.State()}
+	k.gen = newTraffic(23, k.state, 500)
+	k.tender = tender{log: l, record: func(_ context.Context, events ...turn.Event) error {
+		rec := turn.Record{First: k.state.Seq() + 1, Moment: k.state.Moment(), Events: events}
+		return errors.Join(k.state.Fold(rec), l.Append(rec))
+	}}
+	var plateau int64 // the largest size in the first half
+	for k.state.Seq() < events {
+		for range 200 {
+			must(t, l.Append(k.gen.record(64)))
+		}
+		must(t, k.tender.look(context.Background()))
+		size, largest := l.highWater(), 0
+		list, err := snapshotsIn(l)
+		must(t, err)
+		for i := range list {
+			largest = max(largest, list[i].Size)
+		}
+		if bound := int64(retained + 6*segment + 10*largest); size > bound {
+			t.Fatalf("at %d the file has %d bytes, want at most %d", k.state.Seq(), size, bound)
+		}
+		if k.state.Seq() < events/2 {
+			plateau = max(plateau, size)
+		} else if size > plateau+plateau/8 {
+			t.Fatalf("at %d the file has %d bytes, and it had %d at most in the first half", k.state.Seq(), size, plateau)
+		}
+	}
+	st := k.stat()
+	t.Logf("%d events, %d segments, of which %d are archived in %d bytes: the file has %d bytes, %d pages free", k.state.Seq(),
+		st.Segments[len(st.Segments)-1].Number, st.Archives.Archives, st.Archives.Bytes, st.Size, st.FreePages)
+	if st.Archives.First != 1 || st.Archives.Last+1 != st.First {
+		t.Errorf("the archives hold %d to %d, and the file begins at %d", st.Archives.First, st.Archives.Last, st.First)
+	}
 }
