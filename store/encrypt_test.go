@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -32,18 +31,6 @@ func tinySealed() Options {
 // fixedKeys is a keyring with the same key for every segment.
 func fixedKeys() *Keyring {
 	return LoadingKeyring("nowhere", func(uint64) ([]byte, error) { return bytes.Repeat([]byte{7}, keySize), nil })
-}
-
-func TestEventKeysAreThoseOfXAES256GCM(t *testing.T) {
-	// From the specification of XAES-256-GCM (C2SP): key and nonce are its first vector's.
-	key := bytes.Repeat([]byte{1}, keySize)
-	m := newMother(key)
-	nonce := []byte("ABCDEFGHIJKLMNOPQRSTUVWX")
-	own := m.key(nonce[:nonceSize])
-	got := messageAEAD(own[:]).Seal(nil, nonce[nonceSize:], []byte("XAES-256-GCM"), nil)
-	if want := "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"; hex.EncodeToString(got) != want {
-		t.Errorf("got %x, want %s", got, want)
-	}
 }
 
 const sealedGoldens = "testdata/sealed.txt"
@@ -81,11 +68,11 @@ func TestSealedEventsKeepTheirGoldenForm(t *testing.T) {
 		} else if diff := cmp.Diff(s.event, e, comparing); diff != "" {
 			t.Errorf("%s is decoded differently (-want +got):\n%s", s.name, diff)
 		}
-		own, err := keys.EventKey(golden)
+		own, err := keys.Disclosure(golden, seq)
 		must(t, err)
 		e, err = DecodeDisclosed(golden, seq, own)
 		if diff := cmp.Diff(s.event, e, comparing); err != nil || diff != "" {
-			t.Errorf("%s with a key of its own: %v (-want +got):\n%s", s.name, err, diff)
+			t.Errorf("%s disclosed: %v (-want +got):\n%s", s.name, err, diff)
 		}
 	}
 	for name := range want {
@@ -93,7 +80,7 @@ func TestSealedEventsKeepTheirGoldenForm(t *testing.T) {
 	}
 }
 
-func TestTheKeyOfOneEventShowsNoOther(t *testing.T) {
+func TestTheDisclosureOfOneEventShowsNoOther(t *testing.T) {
 	keys := fixedKeys()
 	key, err := keys.of(1)
 	must(t, err)
@@ -104,7 +91,7 @@ func TestTheKeyOfOneEventShowsNoOther(t *testing.T) {
 		must(t, err)
 		stored[i] = s.event(nil, plain, turn.Seq(i+1))
 	}
-	own, err := keys.EventKey(stored[0])
+	own, err := keys.Disclosure(stored[0], 1)
 	must(t, err)
 	if _, err := DecodeDisclosed(stored[0], 1, own); err != nil {
 		t.Errorf("its own: %v", err)
@@ -271,9 +258,9 @@ func TestNoncesAreUsedOnce(t *testing.T) {
 			c := cursor{b: e}
 			c.head(majorArray)
 			c.head(majorUint)
-			segment, nonce, _, err := parseSealed(c.b)
+			p, err := parseSealed(c.b)
 			must(t, err)
-			id := fmt.Sprintf("%d %x", segment, nonce)
+			id := fmt.Sprintf("%d %x", p.segment, p.nonce)
 			if seen[id] {
 				t.Fatalf("the nonce %s is used twice", id)
 			}
@@ -432,7 +419,7 @@ func FuzzOpenEvent(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, seq uint64) {
 		e, err := decodeEvent(b, turn.Seq(seq), nil, keys)
-		own, keyErr := keys.EventKey(b)
+		own, keyErr := keys.Disclosure(b, turn.Seq(seq))
 		if err != nil {
 			return
 		}
@@ -441,7 +428,7 @@ func FuzzOpenEvent(f *testing.F) {
 		}
 		disclosed, err := DecodeDisclosed(b, turn.Seq(seq), own)
 		if diff := cmp.Diff(e, disclosed, comparing); err != nil || diff != "" {
-			t.Fatalf("with a key of its own: %v\n%s", err, diff)
+			t.Fatalf("disclosed: %v\n%s", err, diff)
 		}
 	})
 }
@@ -478,7 +465,7 @@ func TestProofOfASealedEventDisclosesThatOneAlone(t *testing.T) {
 	if strings.Contains(b.String(), base64.StdEncoding.EncodeToString(secret)) {
 		t.Error("the proof holds the key of the segment")
 	}
-	own := base64.StdEncoding.EncodeToString(p.Events[1].Key)
+	own := base64.StdEncoding.EncodeToString(p.Events[1].Shown)
 	other := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{3}, keySize))
 	if _, err := VerifyProof(strings.NewReader(strings.Replace(b.String(), own, other, 1)), people, c.Public()); err == nil {
 		t.Error("a proof with another key holds")

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
@@ -188,7 +190,7 @@ func (k *Keyring) Open(context string, sealed []byte) ([]byte, error) {
 		return nil, err
 	}
 	nonce, body := rest[:nonceSize], rest[nonceSize:]
-	plain, err := key.blobs.aead(nonce).Open(nil, zeroNonce[:], body, []byte(context))
+	plain, err := key.blobs.Open(nil, nonce, body, []byte(context))
 	if err != nil {
 		return nil, &CorruptError{Err: fmt.Errorf("open %s: it is not what was sealed", context)}
 	}
@@ -209,14 +211,14 @@ func sealedBy(b []byte) (segment uint64, rest []byte, ok bool) {
 	if len(b) == 0 || b[0] != sealedMark {
 		return 0, nil, false
 	}
-	segment, rest, ok = numbered(b[1:])
+	segment, rest, ok = numbered(b[1:], nonceSize+tagSize)
 	return segment, rest, ok
 }
 
-// numbered reads the number of a key, and what there has to be of nonce and ciphertext behind it.
-func numbered(b []byte) (segment uint64, rest []byte, ok bool) {
+// numbered reads the number of a key, behind which there are to be least bytes.
+func numbered(b []byte, least int) (segment uint64, rest []byte, ok bool) {
 	segment, n := binary.Uvarint(b)
-	if n <= 0 || n > 1 && b[n-1] == 0 || len(b)-n < nonceSize+tagSize {
+	if n <= 0 || n > 1 && b[n-1] == 0 || len(b)-n < least {
 		return 0, nil, false
 	}
 	return segment, b[n:], true
@@ -225,7 +227,8 @@ func numbered(b []byte) (segment uint64, rest []byte, ok bool) {
 // segmentKey is the key of one segment, or what is derived of it for each use.
 type segmentKey struct {
 	segment       uint64
-	events, blobs mother
+	events, blobs cipher.AEAD
+	salts         cipher.Block
 	tokens        []byte
 }
 
@@ -237,11 +240,26 @@ func newSegmentKey(segment uint64, secret []byte) (*segmentKey, error) {
 	events, err1 := derive("events")
 	blobs, err2 := derive("blobs")
 	tokens, err3 := derive("tokens")
-	if err := errors.Join(err1, err2, err3); err != nil {
+	salts, err4 := derive("salts")
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return nil, fmt.Errorf("derive of the key of segment %d: %w", segment, err)
 	}
-	key.events, key.blobs, key.tokens = newMother(events), newMother(blobs), tokens
-	return key, nil
+	key.tokens = tokens
+	return key, errors.Join(gcm(&key.events, events), gcm(&key.blobs, blobs), cipherOf(&key.salts, salts))
+}
+
+func cipherOf(b *cipher.Block, secret []byte) (err error) {
+	*b, err = aes.NewCipher(secret)
+	return err
+}
+
+func gcm(a *cipher.AEAD, secret []byte) error {
+	var b cipher.Block
+	err := cipherOf(&b, secret)
+	if err == nil {
+		*a, err = cipher.NewGCM(b)
+	}
+	return err
 }
 
 func (k *segmentKey) seal(context string, plain []byte) []byte {
@@ -249,5 +267,5 @@ func (k *segmentKey) seal(context string, plain []byte) []byte {
 	rand.Read(nonce[:])
 	out := make([]byte, 0, 1+binary.MaxVarintLen64+nonceSize+len(plain)+tagSize)
 	out = append(binary.AppendUvarint(append(out, sealedMark), k.segment), nonce[:]...)
-	return k.blobs.aead(nonce[:]).Seal(out, zeroNonce[:], plain, []byte(context))
+	return k.blobs.Seal(out, nonce[:], plain, []byte(context))
 }

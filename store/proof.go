@@ -39,11 +39,11 @@ func (p *Prover) ProveAgainst(signed []byte, seqs ...turn.Seq) (Proof, error) {
 	return Proof{Checkpoint: c, Note: signed, Events: events}, err
 }
 
-// Disclose puts the key of each sealed event into p, by which that event can be read and no other.
+// Disclose puts into p what shows each sealed event, and no other, to who has no keys.
 func (p *Proof) Disclose(keys *Keyring) (err error) {
 	for i := range p.Events {
 		e := &p.Events[i]
-		if e.Key, err = keys.EventKey(e.Stored); err != nil {
+		if e.Shown, err = keys.Disclosure(e.Stored, e.Seq); err != nil {
 			return fmt.Errorf("event %d: %w", e.Seq, err)
 		}
 	}
@@ -74,7 +74,7 @@ type proofEvent struct {
 	Uptime int64           `json:"uptime,string"` // nanoseconds, as text: many readers of JSON round large numbers
 	Wall   int64           `json:"wall,string"`   // nanoseconds since 1970
 	Stored []byte          `json:"stored"`
-	Key    []byte          `json:"key,omitempty"` // of this event, where its log is encrypted
+	Shown  []byte          `json:"disclosure,omitempty"` // of this event, where its log is encrypted
 	Path   []tlog.Hash     `json:"proof"`
 }
 
@@ -94,7 +94,7 @@ func WriteProof(w io.Writer, p Proof, form Form) error {
 	f := proofFile{Format: proofFormat, Log: p.Checkpoint.Log.String(), Checkpoint: string(p.Note), Events: []proofEvent{}}
 	for i := range p.Events {
 		e := &p.Events[i]
-		one := proofEvent{Seq: e.Seq, Boot: e.Moment.Boot.String(), Uptime: int64(e.Moment.Uptime), Wall: e.Moment.Wall, Stored: e.Stored, Key: e.Key, Path: []tlog.Hash{}}
+		one := proofEvent{Seq: e.Seq, Boot: e.Moment.Boot.String(), Uptime: int64(e.Moment.Uptime), Wall: e.Moment.Wall, Stored: e.Stored, Shown: e.Shown, Path: []tlog.Hash{}}
 		for _, h := range e.Path {
 			one.Path = append(one.Path, tlog.Hash(h))
 		}
@@ -148,7 +148,7 @@ func VerifyProof(r io.Reader, form Form, keys ...string) (Proof, error) {
 }
 
 func (f *proofEvent) verify(c *Checkpoint, form Form) (Proven, error) {
-	p := Proven{Seq: f.Seq, Moment: turn.Moment{Uptime: time.Duration(f.Uptime), Wall: f.Wall}, Stored: f.Stored, Key: f.Key}
+	p := Proven{Seq: f.Seq, Moment: turn.Moment{Uptime: time.Duration(f.Uptime), Wall: f.Wall}, Stored: f.Stored, Shown: f.Shown}
 	if err := unhex(p.Moment.Boot[:], f.Boot); err != nil {
 		return p, fmt.Errorf("event %d: boot: %w", f.Seq, err)
 	}

@@ -20,12 +20,12 @@ type Proven struct {
 	Seq    turn.Seq
 	Moment turn.Moment
 	Stored []byte
-	Key    []byte // of this event alone, nil where it is not sealed, or not disclosed
+	Shown  []byte // its [Keyring.Disclosure], nil where it is not sealed, or not disclosed
 	Path   []Hash // RFC 6962 section 2.1.1, from the leaf up
 }
 
 // Event decodes p.
-func (p *Proven) Event() (turn.Event, error) { return DecodeDisclosed(p.Stored, p.Seq, p.Key) }
+func (p *Proven) Event() (turn.Event, error) { return DecodeDisclosed(p.Stored, p.Seq, p.Shown) }
 
 // leaf is the hash of the event's leaf.
 func (p *Proven) leaf() Hash { return (&hasher{}).leafHash(p.Seq, p.Moment, p.Stored) }

@@ -3,8 +3,8 @@ package store
 import (
 	"bytes"
 	"crypto/aes"
-	"crypto/cipher"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,18 +13,21 @@ import (
 )
 
 // An event of an encrypted segment is stored as the CBOR array [kind, sealed]. Sealed is a byte string: the
-// number of the segment whose key it is under (uvarint), a nonce that was drawn, and the body that the event would have in
-// a plain segment, in XAES-256-GCM (C2SP) with that nonce and twelve zeros behind it. So each event has a
-// key of its own, that shows nobody any other. The associated data is its sequence and its kind.
+// number of the segment whose key it is under (uvarint), a nonce that was drawn (12), a commitment (20), and the body
+// that the event would have in a plain segment in AES-256-GCM, with its sequence, its kind and the commitment as associated data.
+//
+// The commitment is the beginning of the SHA-256 of a salt, the sequence, the kind and the body. The salt is the nonce in AES
+// under another key of the segment. Who is told salt and body can tell that they are what was
+// stored, and learns nothing of any other event: so one event is proved without the key of its segment.
 //
 // Kinds in the open are about the log itself: what has to be known of one whose keys are gone.
 
 const (
-	nonceSize = 12
-	tagSize   = 16
+	nonceSize  = 12
+	tagSize    = 16
+	commitSize = 20
+	saltSize   = aes.BlockSize
 )
-
-var zeroNonce [12]byte
 
 // open are the kinds that are stored in the clear in an encrypted segment too. None is about a client.
 var inTheOpen = map[turn.Kind]bool{
@@ -33,59 +36,23 @@ var inTheOpen = map[turn.Kind]bool{
 	turn.KindSegmentForgotten: true, turn.KindSegmentClosed: true, turn.KindRollbackFound: true,
 }
 
-// mother is a key that those of messages are derived of.
-type mother struct {
-	block cipher.Block
-	k1    [aes.BlockSize]byte // of CMAC
+// commitment is what an event at seq commits itself to.
+func commitment(salt []byte, seq turn.Seq, kind uint64, body []byte) (c [commitSize]byte) {
+	var room [256]byte
+	b := append(room[:0], salt...)
+	b = binary.BigEndian.AppendUint64(b, uint64(seq))
+	b = binary.BigEndian.AppendUint64(b, kind)
+	sum := sha256.Sum256(append(b, body...))
+	copy(c[:], sum[:])
+	return c
 }
 
-func newMother(secret []byte) mother {
-	block, err := aes.NewCipher(secret)
-	if err != nil {
-		panic(err) // of 32 bytes
-	}
-	m := mother{block: block}
-	block.Encrypt(m.k1[:], m.k1[:])
-	over := m.k1[0] >> 7
-	for i := range m.k1 {
-		m.k1[i] <<= 1
-		if i+1 < len(m.k1) {
-			m.k1[i] |= m.k1[i+1] >> 7
-		}
-	}
-	m.k1[len(m.k1)-1] ^= over * 0b10000111
-	return m
-}
-
-// key is that of the message with a nonce.
-func (m *mother) key(nonce []byte) (key [keySize]byte) {
-	for half := range 2 {
-		b := key[half*aes.BlockSize:][:aes.BlockSize]
-		b[1], b[2] = byte(half+1), 'X'
-		copy(b[4:], nonce)
-		for i := range b {
-			b[i] ^= m.k1[i]
-		}
-		m.block.Encrypt(b, b)
-	}
-	return key
-}
-
-// aead seals or opens the message with a nonce, under zeroNonce.
-func (m *mother) aead(nonce []byte) cipher.AEAD {
-	key := m.key(nonce)
-	return messageAEAD(key[:])
-}
-
-func messageAEAD(key []byte) cipher.AEAD {
-	block, err := aes.NewCipher(key)
-	if err == nil {
-		var a cipher.AEAD
-		if a, err = cipher.NewGCM(block); err == nil {
-			return a
-		}
-	}
-	panic(err) // of 32 bytes, with the standard sizes
+// salt is that of the event with a nonce.
+func (k *segmentKey) salt(nonce []byte) []byte {
+	b := make([]byte, saltSize)
+	copy(b, nonce)
+	k.salts.Encrypt(b, b)
+	return b
 }
 
 // sealing has the nonces of a record drawn at once.
@@ -116,13 +83,16 @@ func (s *sealing) event(dst, plain []byte, seq turn.Seq) []byte {
 	var number [binary.MaxVarintLen64]byte
 	n := binary.PutUvarint(number[:], s.key.segment)
 	dst = append(dst, plain[:len(plain)-len(c.b)]...)
-	dst = appendHead(dst, majorBytes, uint64(n+nonceSize+len(c.b)+tagSize))
+	dst = appendHead(dst, majorBytes, uint64(n+nonceSize+commitSize+len(c.b)+tagSize))
 	dst = append(append(dst, number[:n]...), nonce...)
-	return s.key.events.aead(nonce).Seal(dst, zeroNonce[:], c.b, associated(seq, kind))
+	commit := commitment(s.key.salt(nonce), seq, kind, c.b)
+	dst = append(dst, commit[:]...)
+	return s.key.events.Seal(dst, nonce, c.b, associated(seq, kind, commit[:]))
 }
 
-func associated(seq turn.Seq, kind uint64) []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(seq)), kind)
+func associated(seq turn.Seq, kind uint64, commit []byte) []byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, 16+commitSize), uint64(seq))
+	return append(binary.BigEndian.AppendUint64(b, kind), commit...)
 }
 
 // form says how the body of a stored event is kept.
@@ -185,11 +155,11 @@ func (k *Keyring) unsealed(seq turn.Seq, kind uint64, body []byte) ([]byte, erro
 	if len(body) == 0 || body[0]>>5 != majorBytes {
 		return body, nil
 	}
-	segment, nonce, ciphertext, err := parseSealed(body)
+	p, err := parseSealed(body)
 	if err != nil {
 		return nil, &CorruptError{Seq: seq, Err: err}
 	}
-	key, err := k.of(segment)
+	key, err := k.of(p.segment)
 	var missing *KeyError
 	if errors.As(err, &missing) {
 		missing.Seq = seq
@@ -197,11 +167,7 @@ func (k *Keyring) unsealed(seq turn.Seq, kind uint64, body []byte) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	return openWith(key.events.aead(nonce), seq, kind, ciphertext)
-}
-
-func openWith(a cipher.AEAD, seq turn.Seq, kind uint64, ciphertext []byte) ([]byte, error) {
-	plain, err := a.Open(nil, zeroNonce[:], ciphertext, associated(seq, kind))
+	plain, err := key.events.Open(nil, p.nonce, p.ciphertext, associated(seq, kind, p.commit))
 	if err != nil {
 		return nil, &CorruptError{Seq: seq, Err: errors.New("the event does not open: it was changed, or it is another's")}
 	}
@@ -209,60 +175,87 @@ func openWith(a cipher.AEAD, seq turn.Seq, kind uint64, ciphertext []byte) ([]by
 }
 
 // errSealed says that a sealed body is none.
-var errSealed = errors.New("a sealed event without number, nonce or tag")
+var errSealed = errors.New("a sealed event without number, nonce, commitment or tag")
 
-func parseSealed(body []byte) (segment uint64, nonce, ciphertext []byte, err error) {
-	c := cursor{b: body}
-	b := c.bytes(majorBytes)
-	segment, rest, ok := numbered(b)
-	if c.err != nil || len(c.b) != 0 || !ok {
-		return 0, nil, nil, errSealed
-	}
-	return segment, rest[:nonceSize], rest[nonceSize:], nil
+// sealedParts are what a sealed body is made of. They alias it.
+type sealedParts struct {
+	segment       uint64
+	nonce, commit []byte
+	ciphertext    []byte
 }
 
-// EventKey is the key of one stored event alone, nil where it is not sealed. With it [DecodeDisclosed] reads that event, and
-// no other: so a proof about one can be read without the key of its segment.
-func (k *Keyring) EventKey(event []byte) ([]byte, error) {
+func parseSealed(body []byte) (p sealedParts, err error) {
+	c := cursor{b: body}
+	b := c.bytes(majorBytes)
+	segment, rest, ok := numbered(b, nonceSize+commitSize+tagSize)
+	if c.err != nil || len(c.b) != 0 || !ok {
+		return p, errSealed
+	}
+	rest, ciphertext := rest[:nonceSize+commitSize], rest[nonceSize+commitSize:]
+	return sealedParts{segment, rest[:nonceSize], rest[nonceSize:], ciphertext}, nil
+}
+
+// split is the kind of a stored event, and its body as it is stored.
+func split(event []byte) (kind uint64, body []byte) {
+	c := cursor{b: event}
+	c.head(majorArray)
+	kind = c.head(majorUint)
+	return kind, c.b
+}
+
+// Disclosure is what shows the stored event at seq to who has no keys, nil where it is not sealed: with it
+// [DecodeDisclosed] reads that event and no other, and knows that it is what was stored.
+func (k *Keyring) Disclosure(event []byte, seq turn.Seq) ([]byte, error) {
 	if formOf(event) != formSealed {
 		return nil, nil
 	}
-	c := cursor{b: event}
-	c.head(majorArray)
-	c.head(majorUint)
-	segment, nonce, _, err := parseSealed(c.b)
-	if err != nil {
-		return nil, &CorruptError{Err: err}
-	}
-	key, err := k.of(segment)
+	kind, stored := split(event)
+	body, err := k.unsealed(seq, kind, stored)
 	if err != nil {
 		return nil, err
 	}
-	own := key.events.key(nonce)
-	return bytes.Clone(own[:]), nil
-}
-
-// DecodeDisclosed decodes the stored event at seq with the key of it alone, nil where it is not sealed.
-func DecodeDisclosed(event []byte, seq turn.Seq, own []byte) (turn.Event, error) {
-	if formOf(event) != formSealed {
-		return DecodeEvent(event)
-	}
-	c := cursor{b: event}
-	c.head(majorArray)
-	kind := c.head(majorUint)
-	segment, _, ciphertext, err := parseSealed(c.b)
-	if err == nil && len(own) == 0 {
-		return nil, &KeyError{Segment: segment, Seq: seq}
-	}
-	if err == nil && len(own) != keySize {
-		err = fmt.Errorf("the key of an event has %d bytes, want %d", len(own), keySize)
-	}
+	p, err := parseSealed(stored)
 	if err != nil {
 		return nil, &CorruptError{Seq: seq, Err: err}
 	}
-	body, err := openWith(messageAEAD(own), seq, kind, ciphertext)
+	key, err := k.of(p.segment)
 	if err != nil {
 		return nil, err
 	}
+	shown := append(key.salt(p.nonce), body...)
+	_, err = disclosed(event, seq, shown)
+	return shown, err
+}
+
+// disclosed is the body of a sealed event, with what discloses it.
+func disclosed(event []byte, seq turn.Seq, shown []byte) ([]byte, error) {
+	kind, stored := split(event)
+	p, err := parseSealed(stored)
+	switch {
+	case err != nil:
+		return nil, &CorruptError{Seq: seq, Err: err}
+	case len(shown) == 0:
+		return nil, &KeyError{Segment: p.segment, Seq: seq}
+	case len(shown) < saltSize:
+		return nil, &CorruptError{Seq: seq, Err: fmt.Errorf("a disclosure of %d bytes", len(shown))}
+	}
+	salt, body := shown[:saltSize], shown[saltSize:]
+	if c := commitment(salt, seq, kind, body); !bytes.Equal(c[:], p.commit) {
+		return nil, &CorruptError{Seq: seq, Err: errors.New("what is disclosed is not the event that was stored")}
+	}
+	return body, nil
+}
+
+// DecodeDisclosed decodes the stored event at seq with its [Keyring.Disclosure]. One that is sealed and not disclosed is a
+// *KeyError.
+func DecodeDisclosed(event []byte, seq turn.Seq, shown []byte) (turn.Event, error) {
+	if formOf(event) != formSealed {
+		return DecodeEvent(event)
+	}
+	body, err := disclosed(event, seq, shown)
+	if err != nil {
+		return nil, err
+	}
+	kind, _ := split(event)
 	return decodeBody(kind, body, nil)
 }

@@ -62,7 +62,7 @@ func originOf(p store.Proven, one Piece, keys *store.Keyring) (turn.OriginNoted,
 	for _, h := range p.Path {
 		o.Proof = append(o.Proof, h)
 	}
-	key, err := keys.EventKey(p.Stored)
+	key, err := keys.Disclosure(p.Stored, p.Seq)
 	if err != nil {
 		return o, fmt.Errorf("event %d: %w", p.Seq, err)
 	}
