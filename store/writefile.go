@@ -44,12 +44,12 @@ func renameNew(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // the file system cannot
 		if _, err := os.Lstat(to); !errors.Is(err, os.ErrNotExist) {
-			return &os.LinkError{Op: "rename", Old: from, New: to, Err: os.ErrExist}
+			return &os.PathError{Op: "create", Path: to, Err: os.ErrExist}
 		}
 		return os.Rename(from, to)
 	}
 	if err != nil {
-		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		return &os.PathError{Op: "create", Path: to, Err: err}
 	}
 	return nil
 }
