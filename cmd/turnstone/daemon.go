@@ -49,6 +49,8 @@ type served struct {
 	log          zerolog.Logger
 	clock        func() turn.Moment
 	started      time.Time
+	replayed     time.Duration // what opening the log took
+	readyAfter   atomic.Int64  // nanoseconds since started; 0: not yet
 	draining     draining
 	users        usersState
 	index        indexState

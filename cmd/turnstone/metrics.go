@@ -7,18 +7,21 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"time"
 
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/crash"
 	"turnstone/cmd/turnstone/internal/metrics"
 	"turnstone/kernel"
+	"turnstone/store"
+	"turnstone/turn"
 	"turnstone/turn/relay"
 )
 
 func (d *served) sources() metrics.Sources {
 	return metrics.Sources{
-		Counters: d.relay.Counters, Ready: d.relay.Ready, Draining: d.draining.is, Alive: d.alive, Room: d.store.Room, Allocations: d.relay.Allocations,
+		Counters: d.relay.Counters, Ready: d.relay.Ready, Draining: d.draining.is, Alive: d.alive, Room: d.store.Room, Allocations: d.relay.Allocations, Grants: d.grants, Position: d.position, Start: d.startTimes,
 		FreeBytes: d.store.FreeBytes, Kept: d.store.Kept, CertificateExpiry: d.certificates.Expires, Kernel: d.measureKernel, Version: version(),
 		Users: func() int { return d.now.Load().resolved.CountUsers() }, UsersBroken: d.users.broken.Load,
 		Lookups: d.lookupCounters, Checkpoints: d.checkpoints.counters,
@@ -31,6 +34,34 @@ func (d *served) lookupCounters() (relay.LookupCounters, bool) {
 		return relay.LookupCounters{}, false
 	}
 	return d.lookups.Counters(), true
+}
+
+// grants counts what allocations hold.
+func (d *served) grants() (g metrics.Grants, ok bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapePatience)
+	defer cancel()
+	err := d.relay.View(ctx, func(s *turn.State) {
+		for a := range s.Allocations() {
+			g.Permissions += len(a.Permissions)
+			g.Channels += len(a.Channels)
+			g.Connections += len(a.Connections)
+		}
+		g.Reservations = len(s.Reservations())
+	})
+	return g, err == nil
+}
+
+// position is the end of the log, and the size of its file in bytes.
+func (d *served) position() (last turn.Seq, size int64) {
+	last, _ = d.store.Head()
+	if info, err := os.Stat(filepath.Join(d.store.Dir(), store.FileName)); err == nil {
+		size = info.Size()
+	}
+	return last, size
+}
+
+func (d *served) startTimes() metrics.Start {
+	return metrics.Start{Replay: d.replayed, Ready: time.Duration(d.readyAfter.Load())}
 }
 
 // scrapePatience is how long a scrape waits for the kernel's side to say how it is.

@@ -27,6 +27,7 @@ func newLogger(w io.Writer, r config.Resolved) zerolog.Logger {
 
 // tuneProcess fits the limits of the process to a relay.
 func tuneProcess(log zerolog.Logger) {
+	raiseCapabilities(log)
 	raiseFileLimit(log)
 	tuneMemory(log)
 }

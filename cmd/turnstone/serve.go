@@ -159,7 +159,9 @@ func startKeeper(from systemd.Inherited, log zerolog.Logger) (k *systemd.Store, 
 // openLog opens the log. Where another process is about to end that is waited for.
 func (d *served) openLog(r config.Resolved) (err error) {
 	var locked *store.LockedError
-	for end := time.Now().Add(d.patience); ; time.Sleep(20 * time.Millisecond) {
+	began := time.Now()
+	for end := began.Add(d.patience); ; time.Sleep(20 * time.Millisecond) {
+		began = time.Now()
 		if d.store, err = store.Open(r.Data, d.logOptions(r)); !errors.As(err, &locked) || time.Now().After(end) {
 			break
 		}
@@ -167,6 +169,7 @@ func (d *served) openLog(r config.Resolved) (err error) {
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
+	d.replayed = time.Since(began)
 	if m := d.store.Migration(); m.Steps > 0 && m.Backup != "" {
 		d.log.Warn().Uint64("from", m.From).Uint64("to", m.To).Str("backup", m.Backup).
 			Msg("the log was brought to a new schema: the file as it was is kept until you remove it")
@@ -373,6 +376,7 @@ func (d *served) announce(demo string, stdout io.Writer, taker *handover.Taker) 
 	if at := d.web.addr(); at != nil {
 		e = e.Stringer("metrics", at)
 	}
+	d.readyAfter.Store(int64(time.Since(d.started)))
 	e.Int("allocations", d.relay.Allocations()).Dur("took", time.Since(d.started)).Msg("ready")
 	_ = systemd.Notify(systemd.Ready + "\n" + systemd.Status("%d allocations, relayed by %s", d.relay.Allocations(), d.datapath()))
 }

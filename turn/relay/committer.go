@@ -45,9 +45,13 @@ func (s *Server) commitAll() {
 // from the kernel, then answered.
 func (s *Server) commit(b *batch) error {
 	if len(b.record.Events) > 0 {
+		began := s.clock().Uptime
 		if err := s.config.Log.Append(b.record); err != nil {
 			return err
 		}
+		done := s.clock().Uptime
+		s.stats.appended.add(done - b.record.Moment.Uptime)
+		s.stats.committed.add(done - began)
 		s.stats.commits.Add(1)
 		s.stats.events.Add(uint64(len(b.record.Events)))
 		s.posted.add(s.flows.apply(b.record)...)

@@ -40,12 +40,19 @@ type stats struct {
 	toPeerPackets, toPeerBytes     atomic.Uint64
 	toClientPackets, toClientBytes atomic.Uint64
 	drops                          [drops]atomic.Uint64
-	requests                       [16]atomic.Uint64  // by STUN method
-	replies                        [600]atomic.Uint64 // by code; 0 is success
+	requests                       [16]atomic.Uint64      // by STUN method
+	replies                        [16][600]atomic.Uint64 // by STUN method and code; 0 is success
 	commits, events                atomic.Uint64
 	recoveries                     atomic.Uint64
+	appended, committed            latency
 	streams                        [5]atomic.Int64 // by protocol, open now
 	refusedStreams, cutOff         atomic.Uint64
+}
+
+// Outcome is what came of requests.
+type Outcome struct {
+	Method uint16 // of STUN
+	Code   int    // of STUN, 0 for success
 }
 
 // Counters are what a server has done since it started.
@@ -54,8 +61,10 @@ type Counters struct {
 	ToClientPackets, ToClientBytes uint64
 	Drops                          map[string]uint64
 	Requests                       map[uint16]uint64 // by STUN method
-	Replies                        map[int]uint64    // by STUN code, 0 for success
+	Replies                        map[Outcome]uint64
 	Commits, Events, Recoveries    uint64
+	Appended                       Latency                 // from the first decision of a record to its being durable
+	Committed                      Latency                 // of that, what the log took
 	Streams                        map[turn.Protocol]int64 // open now
 	StreamsRefused                 uint64                  // for want of room, or after a failed handshake
 	StreamsCutOff                  uint64                  // of clients that did not take their answers
@@ -68,7 +77,8 @@ func (s *Server) Counters() Counters {
 		ToClientPackets: s.stats.toClientPackets.Load(), ToClientBytes: s.stats.toClientBytes.Load(),
 		Commits: s.stats.commits.Load(), Events: s.stats.events.Load(), Recoveries: s.stats.recoveries.Load(),
 		Streams: map[turn.Protocol]int64{}, StreamsRefused: s.stats.refusedStreams.Load(), StreamsCutOff: s.stats.cutOff.Load(),
-		Drops: map[string]uint64{}, Requests: map[uint16]uint64{}, Replies: map[int]uint64{},
+		Drops: map[string]uint64{}, Requests: map[uint16]uint64{}, Replies: map[Outcome]uint64{},
+		Appended: s.stats.appended.read(), Committed: s.stats.committed.read(),
 	}
 	for _, p := range []turn.Protocol{turn.TCP, turn.TLS, turn.DTLS} {
 		c.Streams[p] = s.stats.streams[p].Load()
@@ -81,9 +91,11 @@ func (s *Server) Counters() Counters {
 			c.Requests[uint16(m)] = n
 		}
 	}
-	for code := range s.stats.replies {
-		if n := s.stats.replies[code].Load(); n > 0 {
-			c.Replies[code] = n
+	for m := range s.stats.replies {
+		for code := range s.stats.replies[m] {
+			if n := s.stats.replies[m][code].Load(); n > 0 {
+				c.Replies[Outcome{uint16(m), code}] = n
+			}
 		}
 	}
 	return c

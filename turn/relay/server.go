@@ -412,7 +412,7 @@ func (s *Server) wait(o origin, err error) {
 
 // counted counts an answer, and a refusal for the log where its source is not forged.
 func (s *Server) counted(r *turn.Reply, client netip.Addr) {
-	s.stats.replies[r.Code].Add(1)
+	s.stats.replies[r.Method&15][r.Code].Add(1)
 	if r.Code != 0 && r.Code != turn.CodeTryAlternate && r.NonceReturned { // that one is an event of its own
 		s.refusals.add(r, client)
 	}

@@ -27,6 +27,9 @@ type Sources struct {
 	Draining          func() bool
 	Room              func() turn.Room
 	Allocations       func() int
+	Grants            func() (Grants, bool) // false while the state cannot be seen
+	Position          func() (last turn.Seq, size int64)
+	Start             func() Start
 	FreeBytes         func() int64
 	Kept              func() store.Kept
 	CertificateExpiry func() time.Time             // of the first of them, zero without any
@@ -43,6 +46,12 @@ type Checkpoints struct {
 	Signed   uint64
 	Failures map[string]uint64 // by what failed
 }
+
+// Grants are what allocations hold.
+type Grants struct{ Permissions, Channels, Connections, Reservations int }
+
+// Start is what the start of the daemon took. Ready is zero until it is.
+type Start struct{ Replay, Ready time.Duration }
 
 // Handler serves /metrics, /healthz and /readyz.
 func Handler(s Sources) http.Handler {
@@ -99,6 +108,10 @@ var (
 	oldest      = desc("log_oldest_segment_seconds", "When the oldest segment in the log's file was sealed, in Unix time; absent while there is only one.")
 	overdue     = desc("log_overdue_segments", "Segments that are to leave the log's file and are still there.")
 	allocations = desc("allocations", "Live allocations in the flow table.")
+	permissions = desc("permissions", "Permissions of all allocations.")
+	channels    = desc("channels", "Channels of all allocations.")
+	connections = desc("connections", "Connections with peers of allocations for TCP.")
+	reserved    = desc("reservations", "Relayed addresses that are reserved.")
 	packets     = desc("relayed_packets_total", "Datagrams relayed.", "path", "direction")
 	bytes       = desc("relayed_bytes_total", "Bytes of application data relayed.", "path", "direction")
 	dropped     = desc("dropped_total", "Datagrams dropped.", "reason")
@@ -107,7 +120,13 @@ var (
 	cutOff      = desc("streams_cut_off_total", "Such connections ended because the client did not take its answers.")
 	expiry      = desc("certificate_expiry_seconds", "When the first of the certificates ends, in Unix time; absent without any.")
 	requests    = desc("requests_total", "Requests by method.", "method")
-	replies     = desc("replies_total", "Replies by STUN error code, 0 for success.", "code")
+	replies     = desc("replies_total", "Replies by method and STUN error code, 0 for success. 486 is a quota that is used up, 508 is want of ports or room.", "method", "code")
+	appended    = desc("log_append_seconds", "Time from the first decision of a record to its being durable: what a client waits for, besides the network.")
+	committed   = desc("log_commit_seconds", "Time the log took for a record: writing it, and two fdatasyncs.")
+	last        = desc("log_last_event", "Sequence of the last event that is durable.")
+	size        = desc("log_file_bytes", "Size of the log's file, free pages included.")
+	replay      = desc("start_replay_seconds", "Time that opening and replaying the log took at the start.")
+	readyAfter  = desc("start_seconds", "Time from the start of the daemon to its being ready; absent until then.")
 	commits     = desc("log_commits_total", "Records made durable.")
 	events      = desc("log_events_total", "Events made durable.")
 	users       = desc("users", "Users with a long-term credential.")
@@ -133,7 +152,7 @@ var (
 
 // descs are all metrics of the daemon's own.
 var descs = []*prometheus.Desc{
-	info, ready, draining, room, freeBytes, segments, oldest, overdue, allocations, packets, bytes, dropped, streams, noStreams, cutOff, expiry, requests, replies, commits, events, recoveries,
+	info, ready, draining, room, freeBytes, segments, oldest, overdue, allocations, permissions, channels, connections, reserved, packets, bytes, dropped, streams, noStreams, cutOff, expiry, requests, replies, appended, committed, commits, events, recoveries, last, size, replay, readyAfter,
 	users, usersBroken, lookups, waiting, checkpoints, unsigned,
 	attached, flowsIn, slots, used, absent, hops, lag, drift, failures, memory, verdicts,
 }
@@ -183,8 +202,24 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for method, v := range n.Requests {
 		count(requests, v, stun.Method(method).String())
 	}
-	for code, v := range n.Replies {
-		count(replies, v, strconv.Itoa(code))
+	for of, v := range n.Replies {
+		count(replies, v, stun.Method(of.Method).String(), strconv.Itoa(of.Code))
+	}
+	ch <- histogram(appended, n.Appended)
+	ch <- histogram(committed, n.Committed)
+	end, bytesOf := c.Position()
+	gauge(last, float64(end))
+	gauge(size, float64(bytesOf))
+	start := c.Start()
+	gauge(replay, start.Replay.Seconds())
+	if start.Ready > 0 {
+		gauge(readyAfter, start.Ready.Seconds())
+	}
+	if g, ok := c.Grants(); ok {
+		gauge(permissions, float64(g.Permissions))
+		gauge(channels, float64(g.Channels))
+		gauge(connections, float64(g.Connections))
+		gauge(reserved, float64(g.Reservations))
 	}
 	count(commits, n.Commits)
 	count(events, n.Events)
@@ -206,6 +241,19 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if st, ok := c.Kernel(); ok {
 		collectKernel(st, gauge, count)
 	}
+}
+
+// histogram is l as Prometheus has it: each bucket with those below.
+func histogram(d *prometheus.Desc, l relay.Latency) prometheus.Metric {
+	buckets := map[float64]uint64{}
+	var sum uint64
+	for i, n := range l.Counts {
+		sum += n
+		if i < len(relay.LatencyBounds) {
+			buckets[relay.LatencyBounds[i].Seconds()] = sum
+		}
+	}
+	return prometheus.MustNewConstHistogram(d, sum, l.Sum.Seconds(), buckets)
 }
 
 // collectKernel tells of the kernel's side. A packet from channel to channel counts in both directions.

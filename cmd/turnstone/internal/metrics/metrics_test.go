@@ -18,13 +18,17 @@ func sources(ready bool, room turn.Room) Sources {
 	return Sources{
 		Counters: func() relay.Counters {
 			return relay.Counters{
-				ToPeerPackets: 3, Drops: map[string]uint64{"ttl": 2}, Requests: map[uint16]uint64{3: 5}, Replies: map[int]uint64{401: 7},
-				Streams: map[turn.Protocol]int64{turn.TLS: 23}, StreamsRefused: 29, StreamsCutOff: 31,
+				ToPeerPackets: 3, Drops: map[string]uint64{"ttl": 2}, Requests: map[uint16]uint64{3: 5}, Replies: map[relay.Outcome]uint64{{Method: 3, Code: 401}: 7},
+				Committed: relay.Latency{Counts: [14]uint64{0: 2, 3: 1, 13: 1}, Sum: 3 * time.Second},
+				Streams:   map[turn.Protocol]int64{turn.TLS: 23}, StreamsRefused: 29, StreamsCutOff: 31,
 			}
 		},
 		Alive: func() error { return nil }, Ready: func() bool { return ready }, Draining: func() bool { return false }, Room: func() turn.Room { return room },
-		Allocations: func() int { return 11 }, FreeBytes: func() int64 { return 13 },
-		Kept: func() store.Kept { return store.Kept{Segments: 17, Oldest: time.Unix(41, 0), Overdue: 3} }, CertificateExpiry: func() time.Time { return time.Unix(37, 0) }, Version: "1.2.3",
+		Allocations: func() int { return 11 },
+		Grants:      func() (Grants, bool) { return Grants{Permissions: 59, Channels: 61, Reservations: 67}, true },
+		Position:    func() (turn.Seq, int64) { return 71, 73 }, Start: func() Start { return Start{Replay: 2 * time.Second, Ready: 3 * time.Second} },
+		FreeBytes: func() int64 { return 13 },
+		Kept:      func() store.Kept { return store.Kept{Segments: 17, Oldest: time.Unix(41, 0), Overdue: 3} }, CertificateExpiry: func() time.Time { return time.Unix(37, 0) }, Version: "1.2.3",
 		Users: func() int { return 23 }, UsersBroken: func() bool { return true },
 		Lookups: func() (relay.LookupCounters, bool) {
 			return relay.LookupCounters{Found: 29, None: 31, Failed: 37, Refused: 41, Waiting: 43}, true
@@ -54,7 +58,19 @@ func TestMetricsTellWhatIsCounted(t *testing.T) {
 		`turnstone_relayed_packets_total{direction="to_peer",path="kernel"} 18`,
 		`turnstone_relayed_bytes_total{direction="to_client",path="kernel"} 10`,
 		`turnstone_dropped_total{reason="ttl"} 2`,
-		`turnstone_replies_total{code="401"} 7`,
+		`turnstone_replies_total{code="401",method="Allocate"} 7`,
+		`turnstone_log_commit_seconds_bucket{le="0.0001"} 2`,
+		`turnstone_log_commit_seconds_bucket{le="1"} 3`,
+		`turnstone_log_commit_seconds_bucket{le="+Inf"} 4`,
+		`turnstone_log_commit_seconds_sum 3`,
+		`turnstone_log_append_seconds_count 0`,
+		`turnstone_permissions 59`,
+		`turnstone_channels 61`,
+		`turnstone_reservations 67`,
+		`turnstone_log_last_event 71`,
+		`turnstone_log_file_bytes 73`,
+		`turnstone_start_replay_seconds 2`,
+		`turnstone_start_seconds 3`,
 		`turnstone_kernel_verdicts_total{verdict="miss"} 19`,
 		`turnstone_kernel_flows 4`,
 		`turnstone_users 23`,
