@@ -42,8 +42,10 @@ func openPins(root, instance string) (*pins, error) {
 		return nil, fmt.Errorf("kernel instance %q: a name without dots and slashes is wanted", instance)
 	}
 	dir := filepath.Join(root, instance)
-	if err := mountBPF(filepath.Dir(root)); err != nil {
-		return nil, err
+	if !onBPF(root) { // a service manager may have put it where its parent is something else
+		if err := mountBPF(filepath.Dir(root)); err != nil {
+			return nil, err
+		}
 	}
 	// Instances of several users may stand side by side: the way to them is open, they are not.
 	if err := errors.Join(os.MkdirAll(root, 0o711), os.MkdirAll(dir, 0o700)); err != nil {
@@ -88,10 +90,15 @@ func (p *pins) relock() error {
 	return err
 }
 
+// onBPF says whether dir is there and in a BPF file system.
+func onBPF(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.BPF_FS_MAGIC
+}
+
 // mountBPF mounts a BPF file system at dir unless one is there.
 func mountBPF(dir string) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err == nil && fs.Type == unix.BPF_FS_MAGIC {
+	if onBPF(dir) {
 		return nil
 	}
 	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0711"); err != nil {

@@ -228,6 +228,7 @@ func (d *daemon) giveUp(after string) {
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		d.t.Fatalf("got %v and %v, want 101", resp, err)
 	}
+	defer resp.Body.Close()
 	if _, err := r.ReadString('\n'); err != nil || after == "offer" {
 		return
 	}
