@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"syscall"
 	"time"
 
 	"turnstone/internal/shape"
@@ -91,7 +94,46 @@ func measureLog(ctx context.Context, l *lab, _ kind, r recorder) error {
 		return err
 	}
 	r.add("turnstone log verify (both, and start)", "events/s", float64(l.log.events)/time.Since(began).Seconds(), nil)
+	return l.measureMoments(ctx, r)
+}
+
+// moments are how many are asked for.
+const moments = 12
+
+// measureMoments times turnstone replay --to at moments all over the log, beside the fold of all of it, which is what a
+// log without snapshots takes.
+func (l *lab) measureMoments(ctx context.Context, r recorder) error {
+	var slowest, most float64
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range moments {
+		took, memory, err := timed(ctx, exec.Command(l.binary, "replay", "--db", l.log.file, "-o", "jsonl",
+			"--to", strconv.FormatUint(1+rng.Uint64N(l.log.events), 10)))
+		if err != nil {
+			return err
+		}
+		slowest, most = max(slowest, took), max(most, memory)
+	}
+	r.add(fmt.Sprintf("turnstone replay --to, slowest of %d", moments), "s", slowest, atMost(1, "1 s"))
+	r.add("most memory of them", "MiB", most, nil)
+	full, memory, err := timed(ctx, self(childLog, "replay", l.log.file))
+	if err != nil {
+		return err
+	}
+	r.add("full replay", "s", full, nil)
+	r.add("memory of it", "MiB", memory, nil)
+	r.add("full replay / slowest moment", "times", full/slowest, nil)
 	return nil
+}
+
+// timed runs c, and yields how many seconds it took and how many MiB it had at most.
+func timed(ctx context.Context, c *exec.Cmd) (took, memory float64, err error) {
+	began := time.Now()
+	_, err = command(ctx, c)
+	took = time.Since(began).Seconds()
+	if u, ok := c.ProcessState.SysUsage().(*syscall.Rusage); err == nil && ok {
+		memory = float64(u.Maxrss) / 1024
+	}
+	return took, memory, err
 }
 
 // command runs c and yields its output.

@@ -62,6 +62,7 @@ func (f *replayFlags) walk(cmd *cobra.Command, source *logSource) error {
 	p := &pacer{cmd: cmd, format: f.format, filter: f.filter, in: bufio.NewReader(cmd.InOrStdin()), asks: f.asks(cmd)}
 	p.rows = output.New(cmd.OutOrStdout(), f.format)
 	w := replay.NewWalk(state, f.filter)
+	end := lifetime{id: f.filter.Allocation}
 	for r, err := range source.records(ctx, state.Seq()+1) {
 		if err != nil {
 			_ = p.rows.Close() // the error that matters is the log's
@@ -79,11 +80,35 @@ func (f *replayFlags) walk(cmd *cobra.Command, source *logSource) error {
 		if err != nil {
 			return err
 		}
-		if !more {
+		if !more || end.over(w.State(), r.Moment) {
 			break
 		}
 	}
 	return p.rows.Close()
+}
+
+// lateUsage is for how long, by the clock of records, usage is looked for after the end of an allocation.
+const lateUsage = 10 * time.Minute
+
+// lifetime knows when all is said of an allocation, 0 for none.
+type lifetime struct {
+	id    turn.AllocationID
+	lived bool
+	ended turn.Moment
+}
+
+// over says whether nothing more is to come, where the state is s after a record at m.
+func (l *lifetime) over(s *turn.State, m turn.Moment) bool {
+	switch {
+	case l.id == 0:
+		return false
+	case s.Allocation(l.id) != nil:
+		l.lived, l.ended = true, m
+		return false
+	case !l.lived:
+		return false
+	}
+	return m.Boot != l.ended.Boot || m.Uptime-l.ended.Uptime > lateUsage
 }
 
 // walkFrom is the state to begin the walk with.

@@ -12,16 +12,16 @@ import (
 
 // Change is what became of one thing in the state.
 type Change struct {
-	What       string             `json:"what"`  // "added", "changed" or "removed"
-	Thing      Thing              `json:"thing"` // what changed
-	Allocation turn.AllocationID  `json:"allocation,omitempty"`
-	Client     string             `json:"client,omitempty"`
-	Username   string             `json:"username,omitempty"`
-	Peer       string             `json:"peer,omitempty"`
-	Channel    turn.ChannelNumber `json:"channel,omitempty"`
-	Until      time.Time          `json:"until,omitzero"`
-	Was        time.Time          `json:"was,omitzero"` // the end it had before
-	Detail     string             `json:"detail,omitempty"`
+	What       string            `json:"what"`  // "added", "changed" or "removed"
+	Thing      Thing             `json:"thing"` // what changed
+	Allocation turn.AllocationID `json:"allocation,omitempty"`
+	Client     string            `json:"client,omitempty"`
+	Username   string            `json:"username,omitempty"`
+	Peer       string            `json:"peer,omitempty"`
+	Channel    string            `json:"channel,omitempty"`
+	Until      time.Time         `json:"until,omitzero"`
+	Was        time.Time         `json:"was,omitzero"` // the end it had before
+	Detail     string            `json:"detail,omitempty"`
 
 	key   key
 	after *item // nil where it is gone
@@ -169,7 +169,10 @@ func changeOf(before, after *item, of owner) Change {
 		c.What, one = removed, before
 	}
 	c.key = one.key
-	c.Thing, c.Allocation, c.Channel = one.key.thing, one.key.allocation, one.key.channel
+	c.Thing, c.Allocation = one.key.thing, one.key.allocation
+	if n := one.key.channel; n != 0 {
+		c.Channel = n.String()
+	}
 	if p := one.key.peer; p.IsValid() {
 		c.Peer = p.String()
 		if p.Port() == 0 {
@@ -286,13 +289,13 @@ func (c Change) String() string {
 	case Permission:
 		fmt.Fprintf(&b, "permission for %s", c.Peer)
 	case Channel:
-		fmt.Fprintf(&b, "channel %v to %s", c.Channel, c.Peer)
+		fmt.Fprintf(&b, "channel %s to %s", c.Channel, c.Peer)
 	case Connection:
 		fmt.Fprintf(&b, "connection with %s", c.Peer)
 	case Usage:
 		switch {
-		case c.Channel != 0:
-			fmt.Fprintf(&b, "usage of channel %v to %s", c.Channel, c.Peer)
+		case c.Channel != "":
+			fmt.Fprintf(&b, "usage of channel %s to %s", c.Channel, c.Peer)
 		case c.Peer != "":
 			fmt.Fprintf(&b, "usage with %s", c.Peer)
 		default:

@@ -130,7 +130,7 @@ func TestFiltersChoose(t *testing.T) {
 				for _, c := range s.Changes {
 					switch {
 					case f.Allocation != 0 && c.Allocation != f.Allocation, f.User != "" && turn.Owner(c.Username) != f.User,
-						f.Channel != 0 && c.Channel != f.Channel, f.Peer.set() && !strings.HasPrefix(c.Peer, f.Peer.addr.String()):
+						f.Channel != 0 && c.Channel != f.Channel.String(), f.Peer.set() && !strings.HasPrefix(c.Peer, f.Peer.addr.String()):
 						return false, fmt.Errorf("%s takes %+v", name, c)
 					}
 				}
