@@ -8,10 +8,8 @@ import (
 	"path/filepath"
 	"sync"
 
-	"turnstone/migrations"
 	"turnstone/turn"
 
-	"go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
 )
 
@@ -65,7 +63,7 @@ func (l *Log) Prover() *Prover { return l.prover }
 // Prover proves what is in the file r reads, by the file tree beside it, where there is one.
 func (r *Reader) Prover() *Prover {
 	stands := sync.OnceValues(func() (extent, error) {
-		segments, err := segmentsOf(r)
+		segments, err := historyOf(r)
 		if err != nil || len(segments) == 0 {
 			return extent{}, err
 		}
@@ -103,16 +101,20 @@ func (l *Log) extent() (e extent, err error) {
 	l.write.Lock()
 	e.size, e.root = l.chain.next()-1, l.chain.tree.root()
 	l.write.Unlock()
-	err = l.view(func(tx *bbolt.Tx) error {
-		segments := tx.Bucket(migrations.Segments)
-		k, _ := segments.Cursor().First()
-		if k == nil {
-			return nil
-		}
-		begin, err := parseHeader(segments.Bucket(k).Get(headKey))
+	first, ok, err := firstSegment(l)
+	if err != nil || !ok {
+		return e, err
+	}
+	e.base = first.begin.tree
+	if first.number == 1 {
+		return e, nil
+	}
+	old, err := archivedBefore(l, 0)
+	if err == nil && len(old) > 0 {
+		var begin chain
+		begin, err = old[0].begin()
 		e.base = begin.tree
-		return err
-	})
+	}
 	return e, err
 }
 

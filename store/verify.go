@@ -3,145 +3,208 @@ package store
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"iter"
-	"math"
 	"os"
+	"runtime/debug"
 	"slices"
 	"time"
+	"unsafe"
 
+	"turnstone/migrations"
 	"turnstone/turn"
+
+	"go.etcd.io/bbolt"
 )
-
-// Report is what a verification went through, and where it ended.
-type Report struct {
-	Records, Events uint64
-	Bytes           uint64
-	Last            turn.Seq
-	Chain           Hash // of the last record
-	Root            Hash // RFC 6962 head over all events
-
-	Unread   uint64   // events that were not decoded: the key of their segment, or of one before it, is missing
-	ReadFrom turn.Seq // all from here on were; 0 where none was missing
-}
 
 // Verify checks that the records in raw, which begin with the log, are what was
 // written: form, CRC, gapless sequences, chain and tree heads. What does not hold is
 // a *CorruptError. That the events fold is for [StateAt] to say.
 func Verify(raw iter.Seq2[[]byte, error]) (Report, error) { return verifyFrom(chain{}, nil, raw) }
 
-// verifyFrom is Verify of records that follow c, along segments, which must begin
-// where the log stands when it comes to them. The tree, which costs the most, is
-// grown by a goroutine of its own.
+// verifyFrom is Verify of records that follow c, along segments, which must begin where the log stands when it
+// comes to them.
 func verifyFrom(c chain, segments []begun, raw iter.Seq2[[]byte, error]) (Report, error) {
-	g := grower{chain: c, segments: segments}
-	linked, next := chain{last: g.chain.last}, g.chain.next()
-	batches, grown := make(chan []envelope, 4), make(chan error, 1)
-	go func() { grown <- g.all(batches) }()
-	var report Report
-	var err error
-	var batch []envelope
-	size := 0
-	for one, e := range raw {
-		var v envelope
-		if err = e; err == nil {
-			v, err = parseEnvelope(one)
-		}
-		if err == nil {
-			err = linked.link(&v, one, next)
-		}
-		if err != nil {
-			break
-		}
-		next = v.last() + 1
-		report.Records++
-		report.Events += uint64(len(v.events))
-		report.Bytes += uint64(len(one))
-		batch = append(batch, v)
-		if size += len(one); size > 64<<10 {
-			batches <- batch
-			batch, size = nil, 0
-		}
-	}
-	batches <- batch
-	close(batches)
-	if err = earliest(err, <-grown); err == nil && len(g.segments) > 0 {
-		err = &CorruptError{Seq: g.chain.next() - 1, Err: fmt.Errorf("segment %d is missing", g.segments[0].number)}
-	}
-	report.Last, report.Chain, report.Root = next-1, linked.last, g.chain.tree.root()
-	return report, err
-}
-
-// grower grows the tree along a log.
-type grower struct {
-	chain    chain
-	segments []begun // those to come
-}
-
-// all takes all batches, also after an error.
-func (g *grower) all(batches <-chan []envelope) error {
-	var err error
-	for b := range batches {
-		for i := range b {
-			if err == nil {
-				err = g.take(&b[i])
-			}
-		}
-	}
-	return err
-}
-
-func (g *grower) take(v *envelope) error {
-	if len(g.segments) > 0 && g.segments[0].begin.next() <= v.first {
-		g.chain.last = v.chain // which is checked already
-		s := g.segments[0]
-		g.segments = g.segments[1:]
-		if !bytes.Equal(s.begin.header(s.begin.next()), g.chain.header(v.first)) {
-			return &CorruptError{Seq: v.first, Err: fmt.Errorf("the header of segment %d is not where the log stands", s.number)}
-		}
-	}
-	return g.chain.grow(v)
-}
-
-// earliest is the error about the smallest sequence: what it breaks explains the others.
-func earliest(errs ...error) error {
-	var first error
-	var at turn.Seq
-	for _, err := range errs {
-		var damage *CorruptError
-		if errors.As(err, &damage) && (first == nil || damage.Seq < at) {
-			first, at = err, damage.Seq
-		}
-	}
-	if first != nil {
-		return first
-	}
-	return errors.Join(errs...)
+	var x Examination
+	e := examiner{x: &x, chain: c, segments: segments, ahead: segments}
+	err := e.all(raw, reading{}, func([]hashed) {})
+	return x.Report, errors.Join(err, x.err())
 }
 
 // Verify checks the whole file: bbolt's own structure, every record and segment, that the events
-// fold, and that each snapshot is the fold of the records before it, as far as they are there.
+// fold, and that each snapshot is the fold of the records before it, as far as they are there. The error is the
+// first of what [Reader.Examine] finds.
 func (r *Reader) Verify() (Report, error) {
+	x, err := r.Examine(Evidence{})
+	return x.Report, errors.Join(err, x.err())
+}
+
+// Examine goes through the whole file and holds it against itself and the evidence. What is wrong is in the findings; the
+// error is of reading.
+func (r *Reader) Examine(with Evidence) (Examination, error) {
+	var x Examination
+	damaged := func(what string, err error) (Examination, error) {
+		var damage *CorruptError
+		if !errors.As(err, &damage) {
+			return x, err
+		}
+		x.find(Finding{What: what, Seq: damage.Seq, Offset: -1, Err: err})
+		return x, nil
+	}
 	if err := r.checkPages(); err != nil {
-		return Report{}, err
+		return damaged("page", err)
 	}
 	segments, err := historyOf(r)
 	if err != nil {
-		return Report{}, err
+		return damaged("segment", err)
 	}
-	var c chain
-	if len(segments) > 0 && segments[0].number != 1 { // those before are retired
-		c = segments[0].begin
-	}
-	first := c.next()
-	report, err := verifyFrom(c, segments, Raw(r, first))
+	held, err := r.heldSnapshots(&x)
 	if err != nil {
-		return report, inFile(r.file, err)
+		return damaged("snapshot", err)
 	}
-	report.Unread, report.ReadFrom, err = r.verifySnapshots(first, report.Last)
-	return report, err
+	log := examined{segments: segments, held: held, keys: r.keys}
+	log.records = func(from turn.Seq) iter.Seq2[[]byte, error] { return Raw(r, from) }
+	log.load = func(at turn.Seq) (*turn.State, error) { return loadSnapshot(r, at) }
+	err = log.examine(&x, with)
+	for i := range x.Findings {
+		f := &x.Findings[i]
+		f.Err = inFile(r.file, f.Err)
+		if f.File == "" && f.Seq > 0 && f.What != "witness" {
+			f.Offset = r.offset(f.Seq)
+		}
+	}
+	return x, err
+}
+
+// SegmentHead is the header of a segment, as it is stored: how the log stood before it.
+type SegmentHead struct {
+	Number uint64
+	Header []byte
+}
+
+// SegmentHeads are those of l, the ones in archives before those in its file.
+func (l *Log) SegmentHeads() ([]SegmentHead, error) {
+	segments, err := historyOf(l)
+	out := make([]SegmentHead, len(segments))
+	for i, s := range segments {
+		out[i] = SegmentHead{s.number, s.begin.header(s.begin.next())}
+	}
+	return out, err
+}
+
+// Stored is a log that is to be had as records alone, without its snapshots.
+type Stored struct {
+	Heads   []SegmentHead // of all segments
+	Records func(from turn.Seq) iter.Seq2[[]byte, error]
+	Keys    *Keyring // nil: none
+}
+
+// Examine goes through the records and holds them against the evidence. See [Reader.Examine].
+func (s *Stored) Examine(with Evidence) (x Examination, err error) {
+	var segments []begun
+	for _, h := range s.Heads {
+		begin, err := parseHeader(h.Header)
+		if err != nil {
+			return x, &CorruptError{Err: fmt.Errorf("segment %d: %w", h.Number, err)}
+		}
+		segments = append(segments, begun{h.Number, begin})
+	}
+	r := examined{segments: segments, records: s.Records, keys: s.Keys}
+	if len(segments) > 0 && segments[0].number != 1 {
+		x.Remarks = append(x.Remarks, "the events were not folded: those before are retired, and a running daemon's snapshots are not to be had")
+	}
+	return x, r.examine(&x, with)
+}
+
+// examined is what an examination goes through.
+type examined struct {
+	segments []begun // may be empty where the records are there from the first
+	records  func(from turn.Seq) iter.Seq2[[]byte, error]
+	keys     *Keyring
+	held     []heldSnapshot
+	load     func(turn.Seq) (*turn.State, error) // a snapshot; nil where there are none to be had
+}
+
+// examine fills x.
+func (s *examined) examine(x *Examination, with Evidence) error {
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // nearly all of it is garbage soon
+	files := make([][]openedNote, len(with.Checkpoints))
+	for i := range files {
+		files[i] = with.Checkpoints[i].open(with.Keys)
+	}
+	e := examiner{x: x, segments: s.segments, ahead: s.segments, wanted: with.wanted(files), stood: map[turn.Seq]standing{}, ended: map[uint64]turn.SegmentSealed{}}
+	if len(s.segments) > 0 && s.segments[0].number != 1 { // those before are retired
+		e.chain = chain{last: s.segments[0].begin.last, tree: s.segments[0].begin.tree.clone()}
+	}
+	first := e.chain.next()
+	if with.Tree != "" {
+		e.made = newTreeFile(&memory{}, 0)
+		if err := e.made.reset(&e.chain.tree); err != nil {
+			return err
+		}
+	}
+	f := newFolder(first, s.segments, s.held, s.load)
+	held := s.held
+	if n := len(held); s.load != nil && first > 1 && (n == 0 || held[n-1].At+1 < first) {
+		f.find("snapshot", first, errors.New("the events before are retired and no snapshot covers them"))
+	}
+	folding, folded := make(chan []hashed, 4), make(chan struct{})
+	go func() {
+		defer close(folded)
+		for list := range folding {
+			for i := range list {
+				f.take(&list[i])
+			}
+		}
+	}()
+	err := e.all(s.records(first), reading{keys: s.keys, decode: true}, func(list []hashed) { folding <- list })
+	close(folding)
+	<-folded
+	if err != nil {
+		return err
+	}
+	x.Unread, x.ReadFrom, x.State = f.x.Unread, f.x.ReadFrom, f.state
+	if f.unread {
+		x.ReadFrom = x.Last + 1
+	}
+	if f.state != nil && f.state.Seq() != x.Last {
+		x.State = nil
+	}
+	for _, one := range f.x.Findings {
+		x.find(one)
+	}
+	x.Remarks = append(x.Remarks, f.x.Remarks...)
+	if n := len(held); n > 0 && held[n-1].At > x.Last {
+		x.find(Finding{What: "snapshot", Seq: held[n-1].At, Offset: -1, Err: &CorruptError{Seq: held[n-1].At, Err: errors.New("a snapshot lies behind the end of the log")}})
+	}
+	for seq, said := range f.sealed {
+		if is, known := e.ended[said.Segment]; known && is != said {
+			e.find("segment", seq, fmt.Errorf("segment %d is not the one whose sealing was recorded", said.Segment))
+		}
+	}
+	with.weigh(x, files, e.stood, f.rolled)
+	slices.SortStableFunc(x.Findings, func(a, b Finding) int { return cmp.Compare(a.Seq, b.Seq) })
+	if e.made != nil {
+		weighTree(x, with.Tree, e.made)
+	}
+	return nil
+}
+
+// offset is where in the file the record is that holds an event, -1 where it is not to be found.
+func (r *Reader) offset(seq turn.Seq) (at int64) {
+	at = -1
+	_ = r.view(func(tx *bbolt.Tx) error { // an event without a place is no less wrong
+		p := position{seq: seq, seek: true}
+		if err := p.find(tx.Bucket(migrations.Segments)); err != nil || p.segment == nil {
+			return err
+		}
+		if k, v := p.start(tx.Bucket(migrations.Segments).Bucket(p.segment).Cursor()); k != nil && len(v) > 0 {
+			at = int64(uintptr(unsafe.Pointer(unsafe.SliceData(v))) - tx.DB().Info().Data)
+		}
+		return nil
+	})
+	return at
 }
 
 // checkPages reads every page of the file, with the lock of a reader for a while at a time.
@@ -206,121 +269,4 @@ func (p *pieces) release() {
 		_ = p.f.Close()
 		p.f = nil
 	}
-}
-
-// heldSnapshot is a snapshot in the file.
-type heldSnapshot struct {
-	Snapshot
-	state *turn.State // nil: the key it takes is missing
-	body  Hash        // of the encoding of state
-}
-
-// heldSnapshots reads the snapshots of the file, in order.
-func (r *Reader) heldSnapshots() (held []heldSnapshot, err error) {
-	list, err := snapshotsIn(r)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range list {
-		h := heldSnapshot{Snapshot: p}
-		if h.state, err = loadSnapshot(r, p.At); err != nil && withoutKey(err) == nil {
-			return nil, &CorruptError{File: r.file, Seq: p.At, Err: err}
-		}
-		if h.state != nil {
-			body, err := EncodeState(h.state)
-			if err != nil {
-				return nil, err
-			}
-			h.body = sha256.Sum256(body)
-		}
-		held = append(held, h)
-	}
-	return held, nil
-}
-
-// verifySnapshots folds the records from first to last, or from the oldest snapshot where those before first are
-// retired, and holds each snapshot, and what was recorded of it, against that. What takes a key that is missing it
-// passes over, up to the next snapshot that can be read: it counts the events that it has not seen, and yields
-// the one from which on it has seen all.
-func (r *Reader) verifySnapshots(first, last turn.Seq) (unread uint64, from turn.Seq, err error) {
-	held, err := r.heldSnapshots()
-	if err != nil {
-		return 0, 0, err
-	}
-	if n := len(held); n > 0 && held[n-1].At > last {
-		return 0, 0, &CorruptError{File: r.file, Seq: held[n-1].At, Err: errors.New("a snapshot lies behind the end of the log")}
-	}
-	if n := len(held); first > 1 && (n == 0 || held[n-1].At+1 < first) {
-		return 0, 0, &CorruptError{File: r.file, Seq: first, Err: errors.New("the events before are retired and no snapshot covers them")}
-	}
-	begin := heldSnapshot{Snapshot: Snapshot{Latest: math.MinInt64}, state: turn.NewState()}
-	if first > 1 {
-		begin = nextReadable(held, first-1)
-	}
-	seen := first - 1
-	for ; begin.state != nil; begin = nextReadable(held, seen+1) {
-		if begin.At > seen {
-			unread, from = unread+uint64(begin.At-seen), begin.At+1
-		}
-		err := r.foldVerified(begin, held)
-		if withoutKey(err) == nil {
-			return unread, from, inFile(r.file, err)
-		}
-		seen = begin.state.Seq()
-	}
-	return unread + uint64(last-seen), last + 1, nil
-}
-
-// nextReadable is the first snapshot from at on that can be read; its state is nil where there is none.
-func nextReadable(held []heldSnapshot, at turn.Seq) heldSnapshot {
-	for _, h := range held {
-		if h.state != nil && h.At >= at {
-			return h
-		}
-	}
-	return heldSnapshot{}
-}
-
-// foldVerified folds the records behind begin into its state, and compares it with the snapshots there are.
-func (r *Reader) foldVerified(begin heldSnapshot, held []heldSnapshot) error {
-	s, latest := begin.state, begin.Latest
-	for rec, err := range r.Records(s.Seq() + 1) {
-		if err != nil {
-			return err
-		}
-		latest = max(latest, rec.Moment.Wall)
-		if err := s.Fold(rec); err != nil {
-			return &CorruptError{Seq: rec.First, Err: err}
-		}
-		for _, e := range rec.Events {
-			taken, ok := e.(turn.SnapshotTaken)
-			if i, there := findHeld(held, taken.At); ok && there && held[i].Digest != taken.Digest {
-				return &CorruptError{Seq: taken.At, Err: errors.New("the snapshot is not the one that was recorded")}
-			}
-		}
-		if i, there := findHeld(held, rec.Last()); there && held[i].state != nil {
-			if err := held[i].holds(s, latest); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// holds says whether s is what h is said to be: the fold of the records before it, the latest of which is of latest.
-func (h *heldSnapshot) holds(s *turn.State, latest int64) error {
-	body, err := EncodeState(s)
-	switch {
-	case err != nil:
-		return err
-	case sha256.Sum256(body) != h.body:
-		return &CorruptError{Seq: h.At, Err: errors.New("the snapshot is not the fold of the records before it")}
-	case h.Latest != latest:
-		return &CorruptError{Seq: h.At, Err: errors.New("the snapshot does not say which of its records is the latest")}
-	}
-	return nil
-}
-
-func findHeld(held []heldSnapshot, at turn.Seq) (int, bool) {
-	return slices.BinarySearchFunc(held, at, func(h heldSnapshot, at turn.Seq) int { return cmp.Compare(h.At, at) })
 }

@@ -127,16 +127,16 @@ func (s *logSource) stat(ctx context.Context) (store.Stat, error) {
 	return s.reader.Stat()
 }
 
-// verify checks all that can be checked from where it stands: of a running
+// examine checks all that can be checked from where it stands: of a running
 // daemon's log the records, of a file also its pages and snapshots.
-func (s *logSource) verify(ctx context.Context) (store.Report, error) {
-	if s.client != nil {
-		pack, err := s.client.Pack(ctx, store.PackOptions{})
-		if err != nil {
-			return store.Report{}, err
-		}
-		defer pack.Close()
-		return store.VerifyPack(pack)
+func (s *logSource) examine(ctx context.Context, with store.Evidence) (store.Examination, error) {
+	if s.client == nil {
+		return s.reader.Examine(with)
 	}
-	return s.reader.Verify()
+	heads, err := s.client.SegmentHeads(ctx)
+	if err != nil {
+		return store.Examination{}, err
+	}
+	log := store.Stored{Heads: heads, Records: func(from turn.Seq) iter.Seq2[[]byte, error] { return s.raw(ctx, from) }, Keys: s.keys(ctx)}
+	return log.Examine(with)
 }

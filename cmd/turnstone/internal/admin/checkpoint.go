@@ -36,6 +36,10 @@ func checkpointRoutes(mux *http.ServeMux, s Signer, l *store.Log) {
 		signed, err := s.Checkpoint()
 		reply(w, signed, err)
 	})
+	mux.HandleFunc("GET /v1/log/segments", func(w http.ResponseWriter, _ *http.Request) {
+		heads, err := l.SegmentHeads()
+		reply(w, heads, err)
+	})
 	mux.HandleFunc("POST /v1/log/proof", func(w http.ResponseWriter, r *http.Request) {
 		var q proofRequest
 		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxProofRequest)).Decode(&q)
@@ -49,6 +53,11 @@ func checkpointRoutes(mux *http.ServeMux, s Signer, l *store.Log) {
 		}
 		reply(w, p, err)
 	})
+}
+
+// SegmentHeads are the headers of the segments of the daemon's log.
+func (c *Client) SegmentHeads(ctx context.Context) ([]store.SegmentHead, error) {
+	return call[[]store.SegmentHead](ctx, c, http.MethodGet, "/v1/log/segments")
 }
 
 // Checkpoint has the daemon sign where its log stands.
