@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/config"
@@ -14,12 +15,12 @@ import (
 
 // needRestart says of a setting that it is bound to files and the process: a restart, which costs no call, puts it in force.
 func needRestart(key string) bool {
-	switch key {
-	case "data", "admin-socket", "log.format", "log.privacy", "log.forget-age", "log.usernames", "log.checkpoint-file", "log.checkpoint-url",
-		"auth.http-url", "auth.http-token", "auth.http-timeout", "auth.http-cache", "auth.http-fresh", "auth.http-rate", "auth.http-keys":
+	section, _, _ := strings.Cut(key, ".")
+	switch {
+	case key == "data", key == "admin-socket", strings.HasPrefix(key, "auth.http-"):
 		return true
 	}
-	return false
+	return section == "log" && key != "log.level"
 }
 
 // Reload reads the configuration again, and puts all of it in force that does not need a restart. What can fail comes
