@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -71,6 +72,7 @@ func TestScript(t *testing.T) {
 			"get": get, "damage": damage, "emptydb": emptyDB, "absent": absent, "reports": reports,
 			"absentkeys": absentKeys, "awaitlog": awaitLog, "awaittext": awaitText, "awaitsocket": awaitSocket, "credential": credential, "demo": demo,
 			"recipe": recipe, "mode": mode, "shapedlog": shapedLog, "awaitget": awaitGet,
+			"absentcanary": absentCanary, "address": address, "tokenallocate": tokenAllocate, "tlskey": tlsKey,
 			"line": firstLine, "hook": hookServer, "requests": requests, "awaitdraining": awaitDraining,
 		},
 	})
@@ -155,12 +157,13 @@ func allocate(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// socketTo is a client's socket to a server, HOST:PORT or, over a stream, tcp:// or tls:// before it.
+// socketTo is a client's socket to a server, HOST:PORT or, over a stream, tcp:// or tls:// before it. Over UDP it is of the
+// address in $CLIENT.
 func socketTo(ts *testscript.TestScript, server string) (net.PacketConn, string) {
 	transport, at, named := strings.Cut(server, "://")
 	switch {
 	case !named:
-		c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		c, err := net.ListenPacket("udp4", cmp.Or(ts.Getenv("CLIENT"), "127.0.0.1")+":0")
 		ts.Check(err)
 		return c, server
 	case transport == "tls":
@@ -256,27 +259,32 @@ func absent(ts *testscript.TestScript, _ bool, args []string) {
 
 // absentKeys KEYS FILE...: no file holds what the files in the directory KEYS hold, nor its hex or base64 form.
 func absentKeys(ts *testscript.TestScript, _ bool, args []string) {
-	keys, err := os.ReadDir(ts.MkAbs(args[0]))
-	ts.Check(err)
+	keys := filesOf(ts, args[:1])
 	if len(keys) == 0 {
 		ts.Fatalf("there are no keys in %s", args[0])
 	}
-	for _, k := range keys {
-		key := ts.ReadFile(filepath.Join(args[0], k.Name()))
+	for _, b := range keys {
+		key := string(b)
 		for _, form := range []string{key, hex.EncodeToString([]byte(key)), base64.StdEncoding.EncodeToString([]byte(key))} {
 			absent(ts, false, append([]string{form}, args[1:]...))
 		}
 	}
 }
 
-// awaitLog DIR TEXT N: the running daemon's log holds N events that have the text.
+// awaitLog DIR TEXT N: the running daemon's log holds N events that have the text, forgotten ones left out.
 func awaitLog(ts *testscript.TestScript, _ bool, args []string) {
 	want, err := strconv.Atoi(args[2])
 	ts.Check(err)
 	client := admin.NewClient(filepath.Join(ts.MkAbs(args[0]), "admin.sock"))
 	until(ts, "await "+args[1], func() bool {
 		n := 0
-		for rec, err := range store.Decoded(client.Raw(context.Background(), 1, false), client.Keys(context.Background())) {
+		keys := client.Keys(context.Background())
+		for raw, err := range client.Raw(context.Background(), 1, false) {
+			ts.Check(err)
+			rec, err := store.Decode(raw, keys)
+			if withoutKey(err) != nil {
+				continue
+			}
 			ts.Check(err)
 			for _, e := range rec.Events {
 				if strings.Contains(fmt.Sprintf("%T", e), args[1]) {
