@@ -108,15 +108,16 @@ func newWorld(l *lab, random *rand.Rand, live uint16) *world {
 			}
 		}
 	}
-	w.meter(2, slowMeter) // whatever else was drawn, these there are
-	w.meter(3, fullMeter)
-	for i, m := range []modelMeter{ample, slowMeter, fullMeter, ample, ample} {
-		m.wider = uint32(w.pick(0, firstTotal, firstTotal+1, firstTotal+2))
-		w.meter(firstUser+uint32(i), m)
-	}
-	for i, m := range []modelMeter{ample, slowMeter, fullMeter} {
-		m.wider = 3 // which nobody asks
-		w.meter(firstTotal+uint32(i), m)
+	wider := func(m modelMeter, index uint32) modelMeter { m.wider = index; return m }
+	for i, m := range []modelMeter{
+		2: slowMeter, 3: fullMeter, // whatever else was drawn, these there are
+		4: wider(ample, firstUser), 5: wider(ample, firstUser+1), 6: wider(ample, firstUser+2), 7: wider(ample, firstUser+3),
+		firstUser: slowMeter, fullMeter, wider(ample, firstTotal), wider(ample, firstTotal+1), wider(slowMeter, firstTotal+2),
+		firstTotal: wider(slowMeter, 3), wider(fullMeter, 3), wider(ample, 3), // which nobody asks any more
+	} {
+		if m != (modelMeter{}) {
+			w.meter(uint32(i), m)
+		}
 	}
 	for family := range 2 {
 		for _, local := range []netip.AddrPort{
