@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/pion/stun/v3"
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -28,7 +30,7 @@ func filesOf(ts *testscript.TestScript, args []string) map[string][]byte {
 			if err != nil || !d.Type().IsRegular() {
 				return err
 			}
-			all[path], err = os.ReadFile(path)
+			all[path], err = contentOf(path)
 			return err
 		}))
 	}
@@ -36,6 +38,21 @@ func filesOf(ts *testscript.TestScript, args []string) map[string][]byte {
 		ts.Fatalf("looked at %d files for %d arguments", len(all), len(args))
 	}
 	return all
+}
+
+// contentOf is what a file holds, unpacked where it is packed.
+func contentOf(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil || !bytes.HasPrefix(b, []byte{0x28, 0xb5, 0x2f, 0xfd}) {
+		return b, err
+	}
+	r, err := zstd.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	unpacked, err := io.ReadAll(r)
+	return append(b, unpacked...), err
 }
 
 // absentCanary HEX FILE...: no file holds the bytes, nor their hex or base64 forms.

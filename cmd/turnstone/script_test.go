@@ -244,7 +244,7 @@ func absent(ts *testscript.TestScript, _ bool, args []string) {
 			if err != nil || !d.Type().IsRegular() {
 				return err
 			}
-			b, err := os.ReadFile(path)
+			b, err := contentOf(path)
 			if err == nil && strings.Contains(string(b), args[0]) {
 				err = fmt.Errorf("%s holds %q", path, args[0])
 			}
