@@ -20,6 +20,11 @@ func TestKernelIsFull(t *testing.T) {
 	d := l.start("--kernel-max-channels", "1")
 	first := l.dial(labClient4+":5001", labServer4+":3478", labPeer4+":6001", 0x4001, familyIPv4)
 	d.offloaded(4) // both directions, and guards of the relayed address and the listener
+	others := d.kernel().Capacity - 4 - 1
+	for range others { // each has a guard: room for one is left
+		newClient(t, l.clients, labClient4+":0", labServer4+":3478").allocate()
+	}
+	d.offloaded(4 + others)
 	second := l.dial(labClient4+":5002", labServer4+":3478", labPeer4+":6002", 0x4002, familyIPv4)
 	firstID, secondID := d.allocations()[first.addr()].ID, d.allocations()[second.addr()].ID
 	eventually(t, "the kernel knows that it is full", func() error {

@@ -187,6 +187,7 @@ type kernelStatus struct {
 	Applied    uint64         `json:"applied"`
 	Lag        uint64         `json:"lag"`
 	Flows      int            `json:"flows"`
+	Capacity   int            `json:"capacity"`
 	Gateways   int            `json:"gateways"`
 	Unresolved int            `json:"unresolved"`
 	Absent     map[string]int `json:"absent"` // flows by reason
