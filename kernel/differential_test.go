@@ -29,7 +29,7 @@ func TestDifferential(t *testing.T) {
 		seed = s
 	}
 	t.Logf("%d frames, TURNSTONE_SEED=%d", frames, seed)
-	l := newLab(t, Sizes{Channels: 512, Allocations: 8, Listeners: 8})
+	l := newLab(t, Sizes{Channels: 512, Allocations: 16, Listeners: 8})
 	random := rand.New(rand.NewPCG(seed, 0))
 	listening := l.listen()
 	var w *world
@@ -92,13 +92,14 @@ type world struct {
 	*lab
 	*rand.Rand
 	flows  []*modelFlow
+	sound  map[*modelFlow]bool // never over: each path has one
 	paths  map[*modelFlow]path
 	guards []netip.AddrPort
 }
 
 // newWorld makes one; a socket listens on the port live.
 func newWorld(l *lab, random *rand.Rand, live uint16) *world {
-	w := &world{lab: l, Rand: random, paths: map[*modelFlow]path{}}
+	w := &world{lab: l, Rand: random, paths: map[*modelFlow]path{}, sound: map[*modelFlow]bool{}}
 	for round := range 12 {
 		for _, verdict := range []Verdict{VerdictToPeer, VerdictToClient, VerdictToChannel} {
 			for bits := range 8 {
@@ -112,7 +113,7 @@ func newWorld(l *lab, random *rand.Rand, live uint16) *world {
 	for i, m := range []modelMeter{
 		2: slowMeter, 3: fullMeter, // whatever else was drawn, these there are
 		4: wider(ample, firstUser), 5: wider(ample, firstUser+1), 6: wider(ample, firstUser+2), 7: wider(ample, firstUser+3),
-		firstUser: slowMeter, fullMeter, wider(ample, firstTotal), wider(ample, firstTotal+1), wider(slowMeter, firstTotal+2),
+		firstUser: slowMeter, fullMeter, wider(ample, firstTotal), wider(ample, firstTotal+1), wider(ample, firstTotal+2), ample,
 		firstTotal: wider(slowMeter, 3), wider(fullMeter, 3), wider(ample, 3), // which nobody asks any more
 	} {
 		if m != (modelMeter{}) {
@@ -170,14 +171,14 @@ func (w *world) bind(p path, round int) {
 			r.RemotePort[1]++
 		}
 	})
-	f.stale = stale && s.second.Kind == 0
+	f.stale, w.sound[f] = stale && s.second.Kind == 0, sound
 	if s.second.Kind != 0 && (w.IntN(12) != 0 || sound) {
 		second := w.add(s.second, func(r *bpf.TurnstoneFlow) {
 			if stale {
 				r.Local[0]++
 			}
 		})
-		second.stale = stale
+		second.stale, w.sound[second] = stale, sound
 		w.flows, w.paths[second] = append(w.flows, second), path{VerdictToClient, p.middle, 0, p.leaves}
 	}
 	w.flows, w.paths[f] = append(w.flows, f), p
@@ -189,17 +190,17 @@ var (
 	ample     = modelMeter{cost: 1 << 10, burst: noon}
 )
 
-// The meters of the wider scopes: five users', and three of all.
+// The meters of the wider scopes: six users', and three of all.
 const (
-	firstUser  = 16
-	firstTotal = firstUser + 5
+	firstUser  = 32
+	firstTotal = firstUser + 6
 )
 
 func (w *world) pick(of ...int) int { return of[w.IntN(len(of))] }
 
 // meterOf makes a meter, mostly one with room for all.
 func (w *world) meterOf() uint32 {
-	index := uint32(2 + w.IntN(14))
+	index := uint32(2 + w.IntN(firstUser-2))
 	m := ample
 	switch w.IntN(10) {
 	case 0, 1, 2:
@@ -217,10 +218,13 @@ func (w *world) meterOf() uint32 {
 	return index
 }
 
-// renew moves deadlines: some flows will end at once, some in a moment, most never.
+// renew moves deadlines: some flows will end at once, some in a moment, most never, and the sound ones neither.
 func (w *world) renew() {
 	now := w.now()
 	for _, f := range w.flows {
+		if w.sound[f] {
+			continue
+		}
 		switch w.IntN(16) {
 		case 0:
 			w.extend(f, now+uint64(w.IntN(int(2*time.Second))))
