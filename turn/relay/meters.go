@@ -78,16 +78,19 @@ func (m *meters) share(d Meters, flows map[turn.AllocationID]*flow) {
 func (m *meters) unshare(flows map[turn.AllocationID]*flow) {
 	shared := m.shared
 	for _, f := range flows {
-		before := [2]*turn.Words{f.words[toPeer].Load(), f.words[toClient].Load()}
+		var stood [2][turn.Scopes]uint64 // read before they are given back
+		for d := range stood {
+			for s, word := range f.words[d].Load() {
+				stood[d][s] = atomic.LoadUint64(word)
+			}
+		}
 		m.shared = shared
 		m.take(f)
 		m.shared = nil
 		m.give(f)
-		for d, words := range before {
+		for d := range stood {
 			for s, word := range f.words[d].Load() {
-				if stood := atomic.LoadUint64(words[s]); stood > atomic.LoadUint64(word) {
-					atomic.StoreUint64(word, stood)
-				}
+				atomic.StoreUint64(word, max(stood[d][s], atomic.LoadUint64(word)))
 			}
 		}
 	}

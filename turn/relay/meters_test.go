@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -146,6 +147,9 @@ func (m *meteringFake) ReleaseMeters(number uint32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.released = append(m.released, number)
+	for _, words := range m.users {
+		atomic.StoreUint64(&words[toPeer], 0)
+	}
 }
 
 // TestCapsHoldWithWhatADatapathRelays has it take all that alice may, before her allocation is known to it and after.
@@ -181,6 +185,24 @@ func TestCapsHoldWithWhatADatapathRelays(t *testing.T) {
 		defer fake.mu.Unlock()
 		return slices.Equal(fake.released, []uint32{2, 1, 3})
 	})
+}
+
+// TestCapsHoldWhereADatapathGoes: what was taken from its words stays taken, although they are somebody else's now.
+func TestCapsHoldWhereADatapathGoes(t *testing.T) {
+	g := newRig(t, withCap(turn.ScopeUser))
+	fake := &meteringFake{users: map[turn.Holder]*[2]uint64{turn.HolderOf("example.org", "alice"): {1 << 62, 0}}}
+	g.Carry(fake)
+	g.run()
+	peer, alice := peerOf(t), g.client("alice").allocate()
+	alice.bind(0x4000, peer.addr)
+	if err := g.Uncarry(ctxFor(t)); err != nil {
+		t.Fatal(err)
+	}
+	alice.flood(peer.addr, 20)
+	g.wantMetered(turn.ScopeUser, toPeer, 20, 0)
+	if err := g.CarryOn(ctxFor(t), nil, g.config.Settings.Caps); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestConnectionsWaitForTheirCaps relays more than a burst over a connection at a low rate.
