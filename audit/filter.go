@@ -16,6 +16,7 @@ type Filter struct {
 	Client     netip.Prefix // the client came from one of these addresses
 	Port       uint16       // of its client; with Client
 	User       string       // its username, or the user in a time-limited one (see [turn.Owner])
+	Also       [2]string    // other names that User is called by in the log
 	Realm      string
 	Relayed    netip.AddrPort // port 0: any. The address may be the external one
 	Relay      uint16         // port of a relayed address
@@ -55,7 +56,7 @@ func (m *matcher) match(r *Row) bool {
 	}
 	switch {
 	case m.Allocation != 0 && r.Allocation != m.Allocation,
-		m.User != "" && r.Username != m.User && turn.Owner(r.Username) != m.User,
+		m.User != "" && !m.called(r.Username),
 		m.Realm != "" && r.Realm != m.Realm:
 		return false
 	}
@@ -63,6 +64,22 @@ func (m *matcher) match(r *Row) bool {
 		return m.refused(r.Refused)
 	}
 	return m.place(r) && m.relayed(r) && (!m.binds() || slices.ContainsFunc(r.Bindings, func(b Binding) bool { return m.bound(&b) }))
+}
+
+// names are what the user may be called.
+func (f *Filter) names() []string {
+	out := []string{f.User}
+	for _, also := range f.Also {
+		if also != "" {
+			out = append(out, also)
+		}
+	}
+	return out
+}
+
+// called says whether username is one of the user that is asked for.
+func (f *Filter) called(username string) bool {
+	return slices.ContainsFunc(f.names(), func(n string) bool { return username == n || turn.Owner(username) == n })
 }
 
 func (m *matcher) refused(f *Refused) bool {

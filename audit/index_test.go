@@ -190,6 +190,9 @@ func someFilter(rng *rand.Rand, rows []Row) (f Filter) {
 		if chance(3) {
 			f.User = r.Username
 		}
+		if chance(4) {
+			f.User, f.Also = "nobody", [2]string{f.User, "user3"}
+		}
 	}
 	if chance(4) {
 		f.Realm = r.Realm

@@ -102,7 +102,11 @@ func (m *matcher) lookups() (all [][]value) {
 		all = append(all, list)
 	}
 	if m.User != "" {
-		one(termUser, []byte(turn.Owner(m.User)))
+		var list []value
+		for _, n := range m.names() {
+			list = append(list, value{termUser, turn.Owner(n)})
+		}
+		all = append(all, list)
 	}
 	if m.Realm != "" {
 		one(termRealm, []byte(m.Realm))

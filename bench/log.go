@@ -68,12 +68,8 @@ type generatedLog struct {
 // measureLog times verification and replay of a generated log, both in a process of their own through the
 // store, and what an operator types for it.
 func measureLog(ctx context.Context, l *lab, _ kind, r recorder) error {
-	if l.log == nil {
-		g, err := generateLog(ctx, filepath.Join(l.dir, "log"), pick(l, 10_000_000, 1_000_000))
-		if err != nil {
-			return fmt.Errorf("generate a log: %w", err)
-		}
-		l.log = &g
+	if err := l.generated(ctx); err != nil {
+		return err
 	}
 	for what, g := range map[string]*goal{"verify": atLeast(1e6, "1,000,000"), "replay": atLeast(5e5, "500,000")} {
 		out, err := command(ctx, self(childLog, what, l.log.file))
@@ -134,6 +130,19 @@ func timed(ctx context.Context, c *exec.Cmd) (took, memory float64, err error) {
 		memory = float64(u.Maxrss) / 1024
 	}
 	return took, memory, err
+}
+
+// generated has l have a generated log.
+func (l *lab) generated(ctx context.Context) error {
+	if l.log != nil {
+		return nil
+	}
+	g, err := generateLog(ctx, filepath.Join(l.dir, "log"), pick(l, 10_000_000, 1_000_000))
+	if err != nil {
+		return fmt.Errorf("generate a log: %w", err)
+	}
+	l.log = &g
+	return nil
 }
 
 // command runs c and yields its output.

@@ -25,6 +25,7 @@ func measurements() []measurement {
 		{name: "channelbind", run: measureChannelBind},
 		{name: "unloaded", run: measureUnloaded},
 		{name: "log", alone: true, run: measureLog},
+		{name: "audit", alone: true, run: measureAudit},
 		{name: "restart", alone: true, run: measureRestart},
 		{name: "memory", run: measureMemory},
 		{name: "relay", run: measureRelay},

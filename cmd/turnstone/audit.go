@@ -59,6 +59,9 @@ func auditCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if f.Also, err = source.pseudonyms(cmd.Context(), o, f.User); err != nil {
+				return err
+			}
 			return a.run(cmd, o, source, f)
 		},
 	}
