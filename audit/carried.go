@@ -2,12 +2,16 @@ package audit
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
 
+	"turnstone/store"
 	"turnstone/turn"
 )
 
@@ -81,61 +85,100 @@ func (c *carried) encode(k *cipher) (head []byte, chunks [][]byte, err error) {
 	return closed(0, carriedKey, w.b), chunks, nil
 }
 
-// parseCarried is the opposite of encode. The rows are left out where there are no chunks given.
-func parseCarried(head []byte, chunk func(i int) []byte, cipherFor func(segment uint64, sealed bool) (*cipher, error)) (*carried, error) {
+// parseCarried is the opposite of encode: it is complete once its rows are decoded, whose chunks are to be filled in.
+func parseCarried(head []byte) (c *carried, rows carriedRows, err error) {
 	b, err := opened(0, carriedKey, head)
 	if err != nil || len(b) < 1 || b[0] != carriedFormat {
-		return nil, errBlock
+		return nil, rows, errBlock
 	}
 	r := reader{b: b[1:]}
-	c := &carried{last: turn.Seq(r.uint()), builder: NewBuilder()}
+	c = &carried{last: turn.Seq(r.uint()), builder: NewBuilder()}
 	copy(c.chain[:], r.fixed(32))
 	c.segment = r.uint()
-	isSealed := r.flag()
+	rows.sealed = r.flag()
 	copy(c.builder.log[:], r.fixed(16))
 	c.builder.epoch = r.uint()
 	copy(c.builder.moment.Boot[:], r.fixed(16))
 	c.builder.moment.Uptime, c.builder.moment.Wall = time.Duration(r.int()), r.int()
 	c.builder.last = c.last
 	c.builder.mappings = list(&r, new(arena[Mapping]), 6, func() Mapping { return Mapping{r.addr(), r.addr(), r.span()} })
-	ended, open, chunks := r.uint(), r.uint(), r.uint()
+	rows.ended, rows.open = int(r.uint()), int(r.uint())
+	if chunks := r.uint(); chunks <= maxChunks {
+		rows.chunks = make([][]byte, chunks)
+	} else {
+		r.fail()
+	}
 	if r.bad || len(r.b) > 0 {
-		return nil, errBlock
+		return nil, rows, errBlock
 	}
-	if chunk == nil {
-		return c, nil
+	return c, rows, nil
+}
+
+// maxChunks is more than there ever are.
+const maxChunks = 1 << 24
+
+// carriedRows are the rows of a carried that are not decoded yet.
+type carriedRows struct {
+	sealed      bool
+	ended, open int
+	chunks      [][]byte
+}
+
+// decode puts the rows into c.
+func (rows *carriedRows) decode(c *carried, keys *store.Keyring) error {
+	workers := min(runtime.GOMAXPROCS(0), 4, len(rows.chunks))
+	lists := make([][]*Row, len(rows.chunks))
+	failed := make([]error, workers)
+	var wait sync.WaitGroup
+	for w := range workers {
+		wait.Go(func() {
+			k, err := cipherOf(keys, c.segment, rows.sealed)
+			var d decoder
+			for i := w; i < len(lists) && err == nil; i += workers {
+				lists[i], err = d.chunk(k, c.context(i), i, rows.chunks[i])
+			}
+			failed[w] = err
+		})
 	}
-	k, err := cipherFor(c.segment, isSealed)
+	wait.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return err
+	}
+	n := 0
+	for _, l := range lists {
+		for _, r := range l {
+			if n < rows.ended {
+				c.builder.ended = append(c.builder.ended, r)
+				c.builder.over[r.Allocation] = r
+			} else {
+				c.builder.open[r.Allocation] = r
+			}
+			n++
+		}
+	}
+	if n != rows.ended+rows.open {
+		return errBlock
+	}
+	return nil
+}
+
+// chunk decodes the rows of chunk i.
+func (d *decoder) chunk(k *cipher, context string, i int, b []byte) (out []*Row, err error) {
+	rows, err := opened(0, chunkKey(i), b)
+	if err == nil {
+		rows, err = k.open(context, rows)
+	}
 	if err != nil {
 		return nil, err
 	}
-	var d decoder
-	n := uint64(0)
-	for i := range int(chunks) {
-		rows, err := opened(0, chunkKey(i), chunk(i))
-		if err == nil {
-			rows, err = k.open(c.context(i), rows)
+	for in := (reader{b: rows}); len(in.b) > 0; {
+		one, err := d.row(in.fixed(in.uint()))
+		if err != nil || in.bad {
+			return nil, errBlock
 		}
-		if err != nil {
-			return nil, err
-		}
-		for in := (reader{b: rows}); len(in.b) > 0; n++ {
-			one, err := d.row(in.fixed(in.uint()))
-			if err != nil || in.bad {
-				return nil, errBlock
-			}
-			if n < ended {
-				c.builder.ended = append(c.builder.ended, &one)
-				c.builder.over[one.Allocation] = &one
-			} else {
-				c.builder.open[one.Allocation] = &one
-			}
-		}
+		out = append(out, &one)
 	}
-	if n != ended+open {
-		return nil, errBlock
-	}
-	return c, nil
+	return out, nil
 }
 
 // context is what chunk i is encrypted for.

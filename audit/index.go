@@ -204,21 +204,28 @@ func (x *Index) cipherNow(segment uint64) (*cipher, error) {
 
 // load reads how far the index has come, with what is open there if rows is set. The error is errStale where it is not of the log.
 func (x *Index) load(rows bool) (c *carried, err error) {
+	var in carriedRows
 	err = x.view(func(tx *bbolt.Tx) error {
 		open := tx.Bucket(openName)
 		if open == nil {
 			c = &carried{builder: NewBuilder()}
 			return nil
 		}
-		chunk := func(i int) []byte { return open.Get(chunkKey(i)) }
-		if !rows {
-			chunk = nil
+		if c, in, err = parseCarried(open.Get(carriedKey)); err != nil || !rows {
+			return err
 		}
-		c, err = parseCarried(open.Get(carriedKey), chunk, x.cipherFor)
-		return err
+		for i := range in.chunks {
+			in.chunks[i] = bytes.Clone(open.Get(chunkKey(i)))
+		}
+		return nil
 	})
 	if err != nil || c.last == 0 {
 		return c, err
+	}
+	if rows {
+		if err := in.decode(c, x.options.Keys); err != nil {
+			return c, err
+		}
 	}
 	chain, ok, err := x.source.ChainAt(c.last)
 	if err == nil && (!ok || chain != c.chain) {

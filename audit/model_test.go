@@ -330,7 +330,11 @@ func reloaded(t fataler, b *Builder) *Builder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	back, err := parseCarried(head, func(i int) []byte { return chunks[i] }, func(uint64, bool) (*cipher, error) { return k, nil })
+	back, rows, err := parseCarried(head)
+	if err == nil {
+		rows.chunks = chunks
+		err = rows.decode(back, nil)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

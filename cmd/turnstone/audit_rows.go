@@ -145,6 +145,9 @@ func flat(a audit.Answer, f audit.Filter) []auditRow {
 			continue
 		}
 		rows = append(rows, base.of(b))
+		if last := &rows[len(rows)-1]; last.Why == audit.WhyAllocation.String() {
+			last.Why = a.Ended + " (allocation)"
+		}
 	}
 	if len(rows) == 0 {
 		base.From, base.To, base.Why, base.Events = a.From, a.To, a.Ended, sequences(a.Began, a.Over)
