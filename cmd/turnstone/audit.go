@@ -182,7 +182,7 @@ func parsePrefix(s string) (netip.Prefix, uint16, error) {
 func (a *auditFlags) run(cmd *cobra.Command, o *options, source *logSource, f audit.Filter) error {
 	w := newAuditWriter(cmd.OutOrStdout(), o.format, f)
 	var events []turn.Seq
-	s, err := source.auditNames(cmd.Context(), o, f, a.limit, slowly(cmd), func(one audit.Answer) (bool, error) {
+	s, err := source.audit(cmd.Context(), f, a.limit, slowly(cmd), func(one audit.Answer) (bool, error) {
 		if a.proof != "" {
 			events = append(events, one.Events...)
 		}
@@ -264,40 +264,6 @@ func writeProofs(cmd *cobra.Command, source *logSource, name string, events []tu
 	}
 	cmd.PrintErrf("%s proves %d events; turnstone log verify --proof %s --key KEY checks it anywhere\n", name, len(events), name)
 	return nil
-}
-
-// auditNames is audit by all that the user may be called in the log.
-func (s *logSource) auditNames(ctx context.Context, o *options, f audit.Filter, limit int, p audit.Progress, found audit.Found) (all audit.Summary, err error) {
-	names := []string{""}
-	if f.User != "" {
-		if names, err = s.calledAs(ctx, o, f.User); err != nil {
-			return all, err
-		}
-	}
-	for _, name := range names {
-		f.User = name
-		left, full := 0, limit > 0 && all.Matched >= limit
-		switch {
-		case full:
-			left = 1 // which tells whether there are more
-		case limit > 0:
-			left = limit - all.Matched
-		}
-		sum, err := s.audit(ctx, f, left, p, func(one audit.Answer) (bool, error) {
-			if full {
-				return false, nil
-			}
-			return found(one)
-		})
-		if full {
-			sum.More, sum.Matched = sum.More || sum.Matched > 0, 0
-		}
-		sum.Matched, sum.More, sum.Forgotten = sum.Matched+all.Matched, sum.More || all.More, max(sum.Forgotten, all.Forgotten)
-		if all = sum; err != nil {
-			return all, err
-		}
-	}
-	return all, nil
 }
 
 // audit asks the daemon, else searches the file.
