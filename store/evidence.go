@@ -87,10 +87,10 @@ func (e *Evidence) wanted(files [][]openedNote) (out []turn.Seq) {
 	return out
 }
 
-// weigh holds the evidence against how the log stood.
-func (e *Evidence) weigh(x *Examination, files [][]openedNote, stood map[turn.Seq]standing, rolled []rollback) {
+// weigh holds the evidence against how the log stood. Whole says that its end was seen, and not damage before that.
+func (e *Evidence) weigh(x *Examination, files [][]openedNote, stood map[turn.Seq]standing, rolled []rollback, whole bool) {
 	for i, list := range files {
-		e.weighFile(x, &e.Checkpoints[i], list, stood, rolled)
+		e.weighFile(x, &e.Checkpoints[i], list, stood, rolled, whole)
 	}
 	for _, w := range e.Witnesses {
 		st, known := stood[w.Seq]
@@ -99,7 +99,7 @@ func (e *Evidence) weigh(x *Examination, files [][]openedNote, stood map[turn.Se
 			x.Remarks = append(x.Remarks, fmt.Sprintf("%s knows of log %v, this is %v", w.Name, w.Log, x.State.Log()))
 		case x.State != nil && w.Epoch > x.State.Epoch():
 			x.find(Finding{What: "witness", Seq: w.Seq, Offset: -1, Err: fmt.Errorf("%s knows of epoch %d, and the log ends in %d: it was rolled back", w.Name, w.Epoch, x.State.Epoch())})
-		case w.Seq > x.Last:
+		case w.Seq > x.Last && whole:
 			x.find(Finding{What: "witness", Seq: w.Seq, Offset: -1, Err: fmt.Errorf("%s knows of event %d, and the log ends at %d: it was cut off or rolled back", w.Name, w.Seq, x.Last)})
 		case known && (!st.whole || st.chain != w.Chain):
 			x.find(Finding{What: "witness", Seq: w.Seq, Offset: -1, Err: fmt.Errorf("%s knows of another record that ends at event %d: the log was rolled back or changed", w.Name, w.Seq)})
@@ -109,7 +109,7 @@ func (e *Evidence) weigh(x *Examination, files [][]openedNote, stood map[turn.Se
 	}
 }
 
-func (e *Evidence) weighFile(x *Examination, f *NoteFile, list []openedNote, stood map[turn.Seq]standing, rolled []rollback) {
+func (e *Evidence) weighFile(x *Examination, f *NoteFile, list []openedNote, stood map[turn.Seq]standing, rolled []rollback, whole bool) {
 	var agreed turn.Seq
 	var bad []int
 	lost := map[turn.Seq]int{} // by the event that tells of the rollback
@@ -125,7 +125,7 @@ func (e *Evidence) weighFile(x *Examination, f *NoteFile, list []openedNote, sto
 		case known && st.whole && st.root == c.Root && st.chain == c.Chain:
 			agreed = max(agreed, c.Size)
 			x.Checkpoints++
-		case !known && c.Size <= x.Last:
+		case !known && (c.Size <= x.Last || !whole):
 			unknown++
 		default:
 			if at := told(c, rolled); at > 0 {

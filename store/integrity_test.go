@@ -152,6 +152,11 @@ func TestCrudeAttacksAreFoundAndPlaced(t *testing.T) {
 		says    string
 	}{
 		"edit": {inSecond("an event is edited"), "record", 2, "the tree head does not match"},
+		"edit-last": {segments(func(b *bbolt.Bucket) error {
+			k, v := third(last(b))
+			v[len(v)-1] ^= 1
+			return last(b).Put(k, v)
+		}), "record", 0, "CRC-32C does not match"}, // and what was signed behind it is not called cut off
 		"edit-bytes": {segments(func(b *bbolt.Bucket) error {
 			k, v := third(b.Bucket(key(2)))
 			v[len(v)-1] ^= 1

@@ -183,9 +183,9 @@ func (s *examined) examine(x *Examination, with Evidence) error {
 			e.find("segment", seq, fmt.Errorf("segment %d is not the one whose sealing was recorded", said.Segment))
 		}
 	}
-	with.weigh(x, files, e.stood, f.rolled)
+	with.weigh(x, files, e.stood, f.rolled, !e.broken)
 	slices.SortStableFunc(x.Findings, func(a, b Finding) int { return cmp.Compare(a.Seq, b.Seq) })
-	if e.made != nil {
+	if e.made != nil && !e.broken { // else a remark says that not all was seen
 		weighTree(x, with.Tree, e.made)
 	}
 	return nil

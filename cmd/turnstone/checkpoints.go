@@ -15,6 +15,7 @@ import (
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/metrics"
 	"turnstone/store"
+	"turnstone/turn"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -87,7 +88,7 @@ func (d *served) keepCheckpoints(ctx context.Context) {
 			sinks.Go(func() error { s.run(); return nil })
 		}
 	}
-	c.Run(ctx, d.relay.Record, func(note []byte) {
+	c.Run(ctx, d.recordRollback, func(note []byte) {
 		d.checkpoints.signed.Add(1)
 		for _, s := range all {
 			s.put(note)
@@ -98,6 +99,17 @@ func (d *served) keepCheckpoints(ctx context.Context) {
 		close(s.next)
 	}
 	_ = sinks.Wait() // they fail at nothing
+}
+
+// recordRollback records that the log was rolled back, and says so.
+func (d *served) recordRollback(ctx context.Context, events ...turn.Event) error {
+	for _, e := range events {
+		if e, ok := e.(turn.RollbackFound); ok {
+			d.log.Error().Uint64("kept", uint64(e.Kept)).Uint64("signed", uint64(e.Size)).
+				Msg("the log was rolled back: checkpoints are signed for events that it does not have. An epoch begins")
+		}
+	}
+	return d.relay.Record(ctx, events...)
 }
 
 // openCheckpoints opens the key and the file, nil where ctx ends first.
