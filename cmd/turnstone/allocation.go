@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"time"
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/output"
@@ -215,26 +214,4 @@ func describeAll(s *turn.State, m turn.Moment) []admin.Allocation {
 		out = append(out, admin.Describe(a, m))
 	}
 	return out
-}
-
-// completeAllocation completes an allocation id from the daemon.
-func (o *options) completeAllocation(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
-	defer cancel()
-	client, err := o.client()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	list, err := client.Allocations(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var out []string
-	for _, a := range list {
-		out = append(out, cobra.CompletionWithDesc(strconv.FormatUint(uint64(a.ID), 10), a.Username+" at "+a.Client))
-	}
-	return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
 }

@@ -85,7 +85,7 @@ func (a *auditFlags) flags(cmd *cobra.Command, o *options) {
 	f.BoolVar(&a.refused, "refused", false, "Requests that were refused, and clients that were sent elsewhere, instead of allocations.")
 	f.IntVar(&a.limit, "limit", auditLimit, "At most so many `N`; 0: all.")
 	f.StringVar(&a.proof, "proof", "", "Write the events that prove the answers to `FILE`, each with its inclusion proof to a signed checkpoint.")
-	_ = cmd.RegisterFlagCompletionFunc("allocation", o.completeAllocation) // the flag is there
+	o.completeFilters(cmd)
 	o.logFlags(cmd)
 	o.outputFlag(cmd)
 }

@@ -42,7 +42,7 @@ func logDump(o *options) *cobra.Command {
 	cmd.Flags().Uint64Var(&from, "from", 0, "The first `SEQ` to print; default: the first there is.")
 	cmd.Flags().Uint64Var(&to, "to", 0, "The last `SEQ` to print; default: the end.")
 	cmd.Flags().Uint64Var(&allocation, "allocation", 0, "Print only the history of the allocation `ID`.")
-	_ = cmd.RegisterFlagCompletionFunc("allocation", o.completeAllocation) // the flag is there
+	o.completeFilters(cmd)
 	o.logFlags(cmd)
 	o.outputFlag(cmd)
 	return cmd

@@ -65,7 +65,7 @@ since they would tell.`,
 	cmd.Flags().Uint64Var(&id, "allocation", 0, "The allocation `ID`.")
 	cmd.Flags().StringVar(&out, "out", "", "The `FILE` to write, which must not be there yet.")
 	cmd.Flags().BoolVar(&anonymise, "anonymise", false, "Say nothing of who it was.")
-	_ = cmd.RegisterFlagCompletionFunc("allocation", o.completeAllocation) // the flag is there
+	o.completeFilters(cmd)
 	o.logFlags(cmd)
 	o.outputFlag(cmd)
 	return cmd

@@ -99,7 +99,8 @@ func replayCommand(o *options) *cobra.Command {
 	flags.StringVar(&f.number, "channel", "", "Only what has to do with the channel `NUMBER`, such as 0x4000.")
 	flags.BoolVar(&f.diffMaps, "diff-maps", false, "Hold the state against the kernel's live maps instead of showing it; exits 3 where they relay what it does not grant.")
 	flags.StringVar(&o.kernel, "kernel-instance", "", "`NAME` of the pins, for --diff-maps; default: as configured.")
-	_ = cmd.RegisterFlagCompletionFunc("allocation", o.completeAllocation) // the flag is there
+	_ = cmd.RegisterFlagCompletionFunc("kernel-instance", completeInstance) // the flag is there
+	o.completeFilters(cmd)
 	o.logFlags(cmd)
 	o.outputFlag(cmd)
 	return cmd

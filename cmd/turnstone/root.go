@@ -174,6 +174,7 @@ func (o *options) daemonFlags(cmd *cobra.Command) {
 func (o *options) kernelFlags(cmd *cobra.Command) {
 	o.daemonFlags(cmd)
 	cmd.Flags().StringVar(&o.kernel, "kernel-instance", "", "`NAME` of the pins, where no daemon answers; default: as configured.")
+	_ = cmd.RegisterFlagCompletionFunc("kernel-instance", completeInstance) // the flag is there
 }
 
 // logFlags say where the log is.

@@ -74,6 +74,7 @@ func TestScript(t *testing.T) {
 			"recipe": recipe, "mode": mode, "shapedlog": shapedLog, "awaitget": awaitGet,
 			"absentcanary": absentCanary, "address": address, "tokenallocate": tokenAllocate, "tlskey": tlsKey,
 			"line": firstLine, "hook": hookServer, "requests": requests, "awaitdraining": awaitDraining,
+			"completes": completes, "mute": mute,
 		},
 	})
 }
@@ -324,6 +325,23 @@ func awaitDraining(ts *testscript.TestScript, _ bool, args []string) {
 		st, err := admin.NewClient(filepath.Join(ts.MkAbs(args[0]), "admin.sock")).Status(context.Background())
 		return err == nil && st.Draining
 	})
+}
+
+// completes PATTERN ARGS...: a shell that completes the last argument gets what matches. The time it waits for the daemon is
+// short for a busy machine, so it may ask again.
+func completes(ts *testscript.TestScript, _ bool, args []string) {
+	pattern := regexp.MustCompile("(?m)" + args[0])
+	until(ts, "completion with "+args[0], func() bool {
+		ts.Check(ts.Exec("turnstone", append([]string{"__complete"}, args[1:]...)...))
+		return pattern.MatchString(ts.ReadFile("stdout"))
+	})
+}
+
+// mute PATH: a socket that takes connections and never answers.
+func mute(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
 }
 
 // credential NAME PASSWORD: the variables are set to what the CSV of the last command has.
