@@ -255,7 +255,7 @@ func TestIndexAnswersAsAScan(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			w.sameAnswers(x, uint64(i), 120)
+			w.sameAnswers(x, uint64(i), 60)
 			if err := x.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -374,7 +374,7 @@ func TestDamagedIndexIsMadeAnew(t *testing.T) {
 		"noise":   func(b []byte) []byte { return append([]byte("noise"), b[5:]...) },
 		"zeros":   func(b []byte) []byte { return make([]byte, len(b)) },
 	}
-	for i := range 150 {
+	for i := range 60 {
 		damages[fmt.Sprint("bytes-", i)] = func(b []byte) []byte {
 			at := rng.IntN(len(b))
 			for j := range 1 + rng.IntN(600) {

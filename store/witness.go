@@ -28,11 +28,12 @@ func (l *Log) ChainAt(seq turn.Seq) (hash [sha256.Size]byte, ok bool, err error)
 
 // chainAt is the hash of the record that ends at seq, by the record after it.
 func chainAt(s source, seq turn.Seq) (hash [sha256.Size]byte, ok bool, err error) {
+	retired := false
 	err = s.view(func(tx *bbolt.Tx) error {
 		segments := tx.Bucket(migrations.Segments)
 		p := position{seq: seq + 1}
 		err := p.find(segments)
-		if errors.Is(err, ErrRetired) || (err == nil && p.segment == nil) {
+		if retired = errors.Is(err, ErrRetired); retired || (err == nil && p.segment == nil) {
 			return nil
 		}
 		if err != nil {
@@ -49,5 +50,21 @@ func chainAt(s source, seq turn.Seq) (hash [sha256.Size]byte, ok bool, err error
 		hash, ok = next.chain, true
 		return nil
 	})
-	return hash, ok, err
+	if err != nil || !retired || pastOf(s) == nil {
+		return hash, ok, err
+	}
+	for raw, err := range Raw(s, seq+1) { // of an archive
+		if errors.Is(err, ErrRetired) {
+			break
+		}
+		var next envelope
+		if err == nil {
+			next, err = parseEnvelope(raw)
+		}
+		if err != nil {
+			return hash, false, inFile(s.name(), err)
+		}
+		return next.chain, next.first == seq+1, nil
+	}
+	return hash, false, nil
 }
