@@ -57,7 +57,7 @@ func (o Options) withDefaults() Options {
 	}
 	set(&o.SegmentSize, 16<<20)
 	set(&o.KeepEvents, 16384)
-	set(&o.snapshotSize, 256<<10)
+	set(&o.snapshotSize, snapshotChunk)
 	if o.CheckEvery == 0 {
 		o.CheckEvery = time.Second
 	}

@@ -29,6 +29,9 @@ type Kept struct {
 	Waiting  string    // why the next of them is still there; empty where nothing is in the way
 }
 
+// mostOverdue is how many segments wait until free pages are used up.
+const mostOverdue = 2
+
 // coverings is how many good snapshots must cover a segment that goes: the one to start from, and one in case
 // that is damaged.
 const coverings = 2
@@ -180,7 +183,8 @@ func (t *tender) retireOldest(ctx context.Context, a aging, r *Retention) (waiti
 	if t.log.tooOld(a, r) {
 		limit += 2 * int64(t.log.options.SegmentSize)
 	}
-	if free := t.log.free.Load(); free > limit {
+	// Far over its size, the file is to stop growing first.
+	if free := t.log.free.Load(); free > limit && t.log.overdue(a, r) <= mostOverdue {
 		return fmt.Sprintf("%d bytes of pages are free, and at most %d are to be", free, limit), nil
 	}
 	var events []turn.Event

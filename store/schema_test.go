@@ -57,7 +57,7 @@ func TestFilesOfEverySchemaFoldToTheSame(t *testing.T) {
 		if got := digestOf(t, s); got != want {
 			t.Errorf("%s folds to %s, want %s", name, got, want)
 		}
-		var sealed uint64 = s.LastSealed()
+		sealed := s.LastSealed()
 		must(t, tend(l, s, &sealed))
 		appendTest(t, l, s, at(1<<20), turn.ServerStopped{Signal: "terminated"}) // and goes on
 		must(t, l.Close())

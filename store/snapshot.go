@@ -233,7 +233,14 @@ func (l *Log) ending() (turn.Seq, uint64, *segmentKey) {
 	return l.segment.first, l.segment.number, l.segment.key
 }
 
-// storeSnapshot writes a chunk a transaction, so that appends get in between.
+// Chunks are as large as fits four times into a page, so that a snapshot needs no free pages that lie together: such
+// as do are soon rare in a file that segments come and go in. So many bytes of them go into a transaction.
+const (
+	snapshotChunk = 960
+	snapshotTx    = 256 << 10
+)
+
+// storeSnapshot writes some chunks a transaction, so that appends get in between.
 func (l *Log) storeSnapshot(p Snapshot, body []byte) error {
 	err := l.update(func(tx *bbolt.Tx) error {
 		snapshots := tx.Bucket(migrations.Snapshots)
@@ -245,17 +252,22 @@ func (l *Log) storeSnapshot(p Snapshot, body []byte) error {
 		_, err := snapshots.CreateBucket(key(uint64(p.At)))
 		return err
 	})
-	for n := uint64(1); err == nil && len(body) > 0; n++ {
-		chunk := body[:min(len(body), l.options.snapshotSize)]
-		body = body[len(chunk):]
+	for n := uint64(1); err == nil && len(body) > 0; {
 		err = l.update(func(tx *bbolt.Tx) error {
 			b := tx.Bucket(migrations.Snapshots).Bucket(key(uint64(p.At)))
-			if len(body) == 0 {
-				if err := b.Put(headKey, p.head()); err != nil {
+			b.FillPercent = 1
+			for size := 0; size < snapshotTx && len(body) > 0; n++ {
+				chunk := body[:min(len(body), l.options.snapshotSize)]
+				body = body[len(chunk):]
+				size += len(chunk)
+				if err := b.Put(key(n), chunk); err != nil {
 					return err
 				}
 			}
-			return b.Put(binary.BigEndian.AppendUint64(nil, n), chunk)
+			if len(body) > 0 {
+				return nil
+			}
+			return b.Put(headKey, p.head())
 		})
 	}
 	if err != nil {
