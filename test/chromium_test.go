@@ -1,10 +1,15 @@
 package test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/chromedp/chromedp"
 )
 
 // TestChromiumCalls has Chromium call itself through the relay, which it reaches over each protocol.
@@ -176,4 +181,48 @@ func (c *videoCall) wantKernel(d *daemon, f func()) {
 	if user.ToPeer != userAfter.ToPeer || user.ToClient != userAfter.ToClient {
 		c.t.Errorf("userspace relayed too: %+v, before %+v", userAfter, user)
 	}
+}
+
+// TestChromiumRunsTheHowToPage has the page of docs/howto/webrtc-page.md call itself by the relay.
+func TestChromiumRunsTheHowToPage(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	d := startDaemon(t, s, onLoopback...)
+	page, err := filepath.Abs("../docs/howto/webrtc-page.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	servers, err := json.Marshal(map[string]any{"iceServers": []map[string]string{
+		{"urls": "turn:" + server4 + "?transport=udp", "username": username, "credential": password},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := newBrowser(t, s).ctx
+	if err := chromedp.Do(ctx, chromedp.Navigate("file://"+page)); err != nil {
+		t.Fatal(err)
+	}
+	c := &videoCall{t: t, ctx: ctx}
+	c.do(fmt.Sprintf(`document.getElementById("servers").value = %q; document.getElementById("call").click()`, servers))
+	text := func(id string) string {
+		got, err := chromedp.Run(ctx, chromedp.Evaluate[string](fmt.Sprintf("document.getElementById(%q).textContent", id)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	eventually(t, "the page says that messages came back", func() error {
+		if got := text("state"); !strings.HasPrefix(got, "relayed: 100 messages came back") {
+			return fmt.Errorf("it says %q, and %q", got, text("notes"))
+		}
+		return nil
+	})
+	if got := text("notes"); !strings.Contains(got, "relay 127.0.0.1:") || !strings.Contains(got, ", to relay 127.0.0.1:") {
+		t.Errorf("got %q, want that both ends are relayed", got)
+	}
+	if st := d.status(); st.ToPeer.Packets < 200 || st.ToClient.Packets < 200 {
+		t.Errorf("got %+v, want all messages relayed both ways", st)
+	}
+	d.stop()
+	d.verify()
 }
