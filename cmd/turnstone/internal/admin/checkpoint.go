@@ -31,7 +31,7 @@ type proofRequest struct {
 const maxProofRequest = 64 << 20
 
 // checkpointRoutes adds what is about checkpoints and proofs to mux.
-func checkpointRoutes(mux *http.ServeMux, s Signer, l *store.Log) {
+func checkpointRoutes(mux routes, s Signer, l *store.Log) {
 	mux.HandleFunc("POST /v1/log/checkpoint", func(w http.ResponseWriter, _ *http.Request) {
 		signed, err := s.Checkpoint()
 		reply(w, signed, err)

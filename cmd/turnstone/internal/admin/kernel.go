@@ -19,7 +19,7 @@ type Kernel interface {
 }
 
 // kernelRoutes adds what is about the kernel to mux.
-func kernelRoutes(mux *http.ServeMux, k Kernel) {
+func kernelRoutes(mux routes, k Kernel) {
 	mux.HandleFunc("GET /v1/kernel", func(w http.ResponseWriter, r *http.Request) {
 		st, err := k.KernelStatus(r.Context())
 		reply(w, st, err)

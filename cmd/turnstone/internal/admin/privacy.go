@@ -23,7 +23,7 @@ type Privacy interface {
 	CalledAs(username string) []string
 }
 
-func privacyRoutes(mux *http.ServeMux, d Privacy, log *store.Log) {
+func privacyRoutes(mux routes, d Privacy, log *store.Log) {
 	mux.HandleFunc("GET /v1/log/keys/{segment}", func(w http.ResponseWriter, r *http.Request) {
 		segment, err := strconv.ParseUint(r.PathValue("segment"), 10, 64)
 		var key segmentKey

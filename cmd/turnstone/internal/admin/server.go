@@ -41,6 +41,8 @@ type Server struct {
 	log    *store.Log
 	now    func() turn.Moment
 	http   http.Server
+
+	patterns []string // of its routes
 }
 
 // patience is how long the daemon may take to show its state: it cannot while its log is being
@@ -50,7 +52,7 @@ const patience = 10 * time.Second
 // NewServer makes a Server.
 func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	s := &Server{daemon: d, log: log, now: now}
-	mux := http.NewServeMux()
+	mux := newRoutes()
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/allocations", s.allocations)
 	mux.HandleFunc("GET /v1/allocations/{id}", s.allocation)
@@ -71,6 +73,8 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	kernelRoutes(mux, d)
 	checkpointRoutes(mux, d, log)
 	privacyRoutes(mux, d, log)
+	debugRoutes(mux)
+	s.patterns = *mux.patterns
 	s.http = http.Server{Handler: crash.Handler(mux), ReadHeaderTimeout: 5 * time.Second, ConnContext: withPeer}
 	return s
 }
