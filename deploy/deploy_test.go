@@ -170,6 +170,14 @@ func TestImage(t *testing.T) {
 		t.Errorf("programs: got %v, %v, want turnstone alone", entries, err)
 	}
 
+	proc := filepath.Join(root, "proc") // as every runtime mounts it
+	if err := os.MkdirAll(proc, 0o555); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("proc", proc, "proc", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(proc, unix.MNT_DETACH) })
 	cmd := exec.Command(c.Entrypoint[0], append(c.Cmd, "--listen", "udp://127.0.0.1:3478", "--user", "alice:secret", "--kernel", "off")...)
 	cmd.Env = c.Env
 	cmd.Dir = "/"
