@@ -24,9 +24,16 @@ import (
 type checkpoints struct {
 	signer   atomic.Pointer[store.Checkpointer] // nil while it could not be opened
 	signed   atomic.Uint64
+	newest   atomic.Pointer[signing] // nil before the first
 	failures atomic.Uint64
 	file     *sink // nil for none
 	url      *sink
+}
+
+// signing is when a checkpoint was signed, and the last event in it.
+type signing struct {
+	seq turn.Seq
+	at  time.Time
 }
 
 // checkpointsAgain is how long after a failure to open the key or the file they are tried again.
@@ -90,6 +97,9 @@ func (d *served) keepCheckpoints(ctx context.Context) {
 	}
 	c.Run(ctx, d.recordRollback, func(note []byte) {
 		d.checkpoints.signed.Add(1)
+		if p, err := store.OpenCheckpoint(note, c.Public()); err == nil { // it is ours
+			d.checkpoints.newest.Store(&signing{p.Size, time.Now().UTC()})
+		}
 		for _, s := range all {
 			s.put(note)
 		}

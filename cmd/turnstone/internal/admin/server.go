@@ -33,6 +33,7 @@ type Daemon interface {
 	Signer
 	Privacy
 	Auditor
+	Measurer
 }
 
 // Server serves the admin interface.
@@ -73,6 +74,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	kernelRoutes(mux, d)
 	checkpointRoutes(mux, d, log)
 	privacyRoutes(mux, d, log)
+	trafficRoutes(mux, d)
 	debugRoutes(mux)
 	s.patterns = *mux.patterns
 	s.http = http.Server{Handler: crash.Handler(mux), ReadHeaderTimeout: 5 * time.Second, ConnContext: withPeer}
