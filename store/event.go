@@ -135,6 +135,7 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindSegmentClosed:       decode[turn.SegmentClosed],
 	turn.KindSliceTaken:          decode[turn.SliceTaken],
 	turn.KindOriginNoted:         decode[turn.OriginNoted],
+	turn.KindOperatorActed:       decode[turn.OperatorActed],
 	turn.KindProgramAttached:     decode[turn.ProgramAttached],
 	turn.KindProgramReplaced:     decode[turn.ProgramReplaced],
 	turn.KindSettingsChanged:     decode[turn.SettingsChanged],

@@ -113,6 +113,7 @@ var samples = []sample{
 	{"OriginNoted", turn.OriginNoted{Seq: 1000, Proof: [][32]byte{digest(8), digest(9)}}},
 	{"OriginNoted/sealed", turn.OriginNoted{Seq: 1001, Proof: [][32]byte{digest(8)}, Stored: []byte{0x82, 1, 0x41, 2}, Key: []byte{1, 2, 3}}},
 	{"OriginNoted/left-out", turn.OriginNoted{Seq: 1002}},
+	{"OperatorActed", turn.OperatorActed{UID: 1000, PID: 4711, What: "close allocation 17"}},
 	{"SegmentArchived", turn.SegmentArchived{Segment: 3, Size: 4711, Digest: digest(7)}},
 	{"ArchiveRemoved", turn.ArchiveRemoved{Segment: 3}},
 	{"SettingsChanged", turn.SettingsChanged{Changes: []turn.SettingChange{{Setting: "limits.max-allocations", Before: "0", After: "100"}}}},

@@ -175,7 +175,7 @@ func (s *State) apply(e Event) error {
 		s.served = e.Relays
 		return nil
 	case RefusalsCounted, AttemptsRefused, ServerStarted, ServerStopped, ClockWentBack, LogRecovered,
-		SegmentRetired, SettingsChanged, SegmentArchived, ArchiveRemoved, SegmentForgotten, SegmentClosed, RollbackFound, SliceTaken, OriginNoted, ProgramAttached, ProgramReplaced, DriftRepaired:
+		SegmentRetired, SettingsChanged, SegmentArchived, ArchiveRemoved, SegmentForgotten, SegmentClosed, RollbackFound, SliceTaken, OriginNoted, OperatorActed, ProgramAttached, ProgramReplaced, DriftRepaired:
 		return nil
 	}
 	return fmt.Errorf("unknown kind %d", e.Kind())

@@ -11,8 +11,8 @@ type Kind uint16
 // The kinds of events. A number is never given to another kind, and the fields
 // of a kind are never reshaped: a new shape is a new kind, and migrations turn
 // the old into the new. A reader that meets a kind it does not know refuses
-// the log. 1-19 are grants, 20-21 accounts, 22-29 clients on the move, 30-49 log and server, 46-47 for those who ask later, 50-59 kernel, 60-69 connections of
-// peers.
+// the log. 1-19 are grants, 20-21 accounts, 22-29 clients on the move, 30-49 log and server, 46-47 for those who ask later, 50-59 kernel, 60-63 connections of
+// peers, 64-69 operators.
 const (
 	KindAllocationCreated   Kind = 1
 	KindAllocationRefreshed Kind = 2
@@ -36,6 +36,8 @@ const (
 	KindPeerConnected    Kind = 60
 	KindConnectionBound  Kind = 61
 	KindPeerDisconnected Kind = 62
+
+	KindOperatorActed Kind = 64
 
 	KindUsageRecorded   Kind = 20
 	KindRefusalsCounted Kind = 21
@@ -485,6 +487,13 @@ type OriginNoted struct {
 	Key    []byte     `cbor:"4,keyasint"` // what opens Stored, and nothing else
 }
 
+// OperatorActed says that somebody had the daemon do something through its admin socket. It is recorded before that is done.
+type OperatorActed struct {
+	UID  uint32 `cbor:"1,keyasint"` // of the process at the other end of the socket, as the kernel has it
+	PID  uint32 `cbor:"2,keyasint"` // likewise
+	What string `cbor:"3,keyasint"`
+}
+
 // ProgramAttached says that the XDP program was attached to an interface.
 type ProgramAttached struct {
 	Interface string   `cbor:"1,keyasint"`
@@ -554,6 +563,7 @@ func (OriginNoted) Kind() Kind         { return KindOriginNoted }
 func (RollbackFound) Kind() Kind       { return KindRollbackFound }
 func (SegmentForgotten) Kind() Kind    { return KindSegmentForgotten }
 func (SegmentClosed) Kind() Kind       { return KindSegmentClosed }
+func (OperatorActed) Kind() Kind       { return KindOperatorActed }
 func (ProgramAttached) Kind() Kind     { return KindProgramAttached }
 func (ProgramReplaced) Kind() Kind     { return KindProgramReplaced }
 func (SettingsChanged) Kind() Kind     { return KindSettingsChanged }

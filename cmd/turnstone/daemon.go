@@ -154,6 +154,16 @@ func (d *served) CloseAllocation(ctx context.Context, id turn.AllocationID) erro
 	return d.relay.CloseAllocation(ctx, id)
 }
 
+// Acted is for the admin interface.
+func (d *served) Acted(ctx context.Context, e turn.OperatorActed) error {
+	d.log.Info().Uint32("uid", e.UID).Uint32("pid", e.PID).Str("what", e.What).Msg("an operator acts")
+	err := d.relay.Record(ctx, e)
+	if err != nil {
+		d.log.Warn().Err(err).Str("what", e.What).Msg("what an operator does could not be recorded")
+	}
+	return err
+}
+
 // watchSignals reloads at SIGHUP.
 func (d *served) watchSignals(ctx context.Context) error {
 	hup := make(chan os.Signal, 1)

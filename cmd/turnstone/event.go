@@ -36,8 +36,8 @@ var details = map[string]bool{
 func fields(v reflect.Value) output.Fields {
 	out := output.Fields{}
 	for i := range v.NumField() {
-		if f := v.Field(i); !f.IsZero() {
-			name := snake(v.Type().Field(i).Name)
+		name := snake(v.Type().Field(i).Name)
+		if f := v.Field(i); !f.IsZero() || name == "uid" { // 0 is root
 			out = append(out, output.Field{Name: name, Value: plain(f), Detail: details[name]})
 		}
 	}

@@ -87,16 +87,21 @@ type FlightRecorder struct {
 	Recording bool `json:"recording"`
 }
 
-func debugRoutes(mux routes) {
-	mux.HandleFunc("POST /v1/debug/record", func(w http.ResponseWriter, r *http.Request) {
+func debugRoutes(mux routes, o Operators) {
+	mux.look(o, "POST /v1/debug/record", func(r *http.Request) string {
+		if r.FormValue("on") == "false" {
+			return "stop the flight recorder"
+		}
+		return "start the flight recorder"
+	}, func(w http.ResponseWriter, r *http.Request) {
 		on := r.FormValue("on") != "false"
 		err := recorder.record(on)
 		reply(w, FlightRecorder{on}, err)
 	})
-	mux.HandleFunc("POST /v1/debug/trace", func(w http.ResponseWriter, r *http.Request) {
+	mux.look(o, "POST /v1/debug/trace", always("debug trace"), func(w http.ResponseWriter, r *http.Request) {
 		debug(w, r, func(out io.Writer, d time.Duration) error { return recorder.write(r.Context(), out, d) })
 	})
-	mux.HandleFunc("POST /v1/debug/profile", func(w http.ResponseWriter, r *http.Request) {
+	mux.look(o, "POST /v1/debug/profile", always("debug profile"), func(w http.ResponseWriter, r *http.Request) {
 		debug(w, r, func(out io.Writer, d time.Duration) error {
 			if err := pprof.StartCPUProfile(out); err != nil {
 				return err
@@ -106,13 +111,13 @@ func debugRoutes(mux routes) {
 			return nil
 		})
 	})
-	mux.HandleFunc("POST /v1/debug/heap", func(w http.ResponseWriter, r *http.Request) {
+	mux.look(o, "POST /v1/debug/heap", always("debug heap"), func(w http.ResponseWriter, r *http.Request) {
 		debug(w, r, func(out io.Writer, _ time.Duration) error {
 			runtime.GC() // what is garbage by now is not held
 			return pprof.Lookup("heap").WriteTo(out, 0)
 		})
 	})
-	mux.HandleFunc("POST /v1/debug/goroutines", func(w http.ResponseWriter, r *http.Request) {
+	mux.look(o, "POST /v1/debug/goroutines", always("debug goroutines"), func(w http.ResponseWriter, r *http.Request) {
 		debug(w, r, func(out io.Writer, _ time.Duration) error { return pprof.Lookup("goroutine").WriteTo(out, 2) })
 	})
 }

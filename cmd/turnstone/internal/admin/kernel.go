@@ -19,7 +19,7 @@ type Kernel interface {
 }
 
 // kernelRoutes adds what is about the kernel to mux.
-func kernelRoutes(mux routes, k Kernel) {
+func kernelRoutes(mux routes, k Kernel, o Operators) {
 	mux.HandleFunc("GET /v1/kernel", func(w http.ResponseWriter, r *http.Request) {
 		st, err := k.KernelStatus(r.Context())
 		reply(w, st, err)
@@ -32,7 +32,7 @@ func kernelRoutes(mux routes, k Kernel) {
 		d, err := k.KernelDiff(r.Context())
 		reply(w, d, err)
 	})
-	mux.HandleFunc("POST /v1/kernel/repair", func(w http.ResponseWriter, r *http.Request) {
+	mux.act(o, "POST /v1/kernel/repair", always("repair the kernel's maps"), func(w http.ResponseWriter, r *http.Request) {
 		d, err := k.KernelRepair(r.Context())
 		reply(w, d, err)
 	})

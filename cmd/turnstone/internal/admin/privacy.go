@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"time"
 
 	"turnstone/store"
-
-	"golang.org/x/sys/unix"
 )
 
 // Privacy is what a daemon does for those who are in its log.
@@ -36,7 +33,7 @@ func privacyRoutes(mux routes, d Privacy, log *store.Log) {
 		which, err := parseWhich(r.FormValue("segment"), r.FormValue("before"))
 		var list []store.Forgettable
 		if err == nil {
-			list, err = d.Forget(r.Context(), which, r.FormValue("plan") == "true", peerOf(r.Context()))
+			list, err = d.Forget(r.Context(), which, r.FormValue("plan") == "true", peerOf(r.Context()).String())
 		}
 		reply(w, list, err)
 	})
@@ -61,29 +58,6 @@ func parseWhich(segment, before string) (w store.Which, err error) {
 	}
 	w.Before, err = time.Parse(time.RFC3339Nano, before)
 	return w, err
-}
-
-// peerKey is the key of who is connected in a context.
-type peerKey struct{}
-
-// withPeer puts who is connected to the socket into a context.
-func withPeer(ctx context.Context, c net.Conn) context.Context {
-	by := "somebody"
-	if u, ok := c.(*net.UnixConn); ok {
-		if raw, err := u.SyscallConn(); err == nil {
-			_ = raw.Control(func(fd uintptr) {
-				if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-					by = fmt.Sprintf("uid %d", cred.Uid)
-				}
-			})
-		}
-	}
-	return context.WithValue(ctx, peerKey{}, by)
-}
-
-func peerOf(ctx context.Context) string {
-	by, _ := ctx.Value(peerKey{}).(string)
-	return by
 }
 
 // Keys are the keys of the daemon's log, which are asked for one by one.

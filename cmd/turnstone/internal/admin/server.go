@@ -33,6 +33,7 @@ type Daemon interface {
 	Signer
 	Privacy
 	Auditor
+	Operators
 	Measurer
 }
 
@@ -57,27 +58,27 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/allocations", s.allocations)
 	mux.HandleFunc("GET /v1/allocations/{id}", s.allocation)
-	mux.HandleFunc("POST /v1/allocations/{id}/close", s.closeAllocation)
+	mux.act(d, "POST /v1/allocations/{id}/close", func(r *http.Request) string { return "close allocation " + idOf(r) }, s.closeAllocation)
 	mux.HandleFunc("GET /v1/log/stat", s.logStat)
 	mux.HandleFunc("GET /v1/log/pack", s.logPack)
 	mux.HandleFunc("GET /v1/log/records", s.logRecords)
 	mux.HandleFunc("GET /v1/log/state", s.logState)
 	mux.HandleFunc("GET /v1/log/span", s.logSpan)
 	mux.HandleFunc("GET /v1/audit", s.audit)
-	mux.HandleFunc("POST /v1/reload", s.reload)
-	mux.HandleFunc("POST /v1/drain", s.drain)
-	mux.HandleFunc("POST "+handover.Path, func(w http.ResponseWriter, r *http.Request) {
+	mux.act(d, "POST /v1/reload", always("reload"), s.reload)
+	mux.act(d, "POST /v1/drain", drains, s.drain)
+	mux.look(d, "POST "+handover.Path, always("take over"), func(w http.ResponseWriter, r *http.Request) {
 		if err := s.daemon.TakenOver(w, r); err != nil {
 			reply(w, nil, err)
 		}
 	})
-	kernelRoutes(mux, d)
+	kernelRoutes(mux, d, d)
 	checkpointRoutes(mux, d, log)
 	privacyRoutes(mux, d, log)
 	trafficRoutes(mux, d)
-	debugRoutes(mux)
+	debugRoutes(mux, d)
 	s.patterns = *mux.patterns
-	s.http = http.Server{Handler: crash.Handler(mux), ReadHeaderTimeout: 5 * time.Second, ConnContext: withPeer}
+	s.http = http.Server{Handler: crash.Handler(admit(mux)), ReadHeaderTimeout: 5 * time.Second, ConnContext: withPeer}
 	return s
 }
 
@@ -114,10 +115,17 @@ func reply(w http.ResponseWriter, v any, err error) {
 		if errors.Is(err, relay.ErrNoAllocation) {
 			code = http.StatusNotFound
 		}
-		w.WriteHeader(code)
-		v = map[string]string{"error": err.Error()}
+		replyCode(w, code, err)
+		return
 	}
 	_ = json.NewEncoder(w).Encode(v) // the client is gone
+}
+
+// replyCode answers with a failure.
+func replyCode(w http.ResponseWriter, code int, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()}) // the client is gone
 }
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
@@ -138,6 +146,17 @@ func (s *Server) view(r *http.Request, f func(*turn.State)) error {
 func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 	done, err := s.daemon.Reload(r.Context())
 	reply(w, done, err)
+}
+
+// drains says in the log what a drain is to do.
+func drains(r *http.Request) string {
+	switch {
+	case r.FormValue("on") == "false":
+		return "end the drain"
+	case r.FormValue("timeout") != "":
+		return "drain, and end the daemon"
+	}
+	return "drain"
 }
 
 // drain begins or ends a drain. With a timeout the daemon ends by it, and the answer is a line for each step.
@@ -196,6 +215,15 @@ func (s *Server) allocation(w http.ResponseWriter, r *http.Request) {
 func allocationID(r *http.Request) (turn.AllocationID, error) {
 	n, err := strconv.ParseUint(r.PathValue("id"), 10, 64)
 	return turn.AllocationID(n), err
+}
+
+// idOf is the allocation's id as the log has it: nothing else that was typed.
+func idOf(r *http.Request) string {
+	id, err := allocationID(r)
+	if err != nil {
+		return "unknown"
+	}
+	return id.String()
 }
 
 func (s *Server) closeAllocation(w http.ResponseWriter, r *http.Request) {
