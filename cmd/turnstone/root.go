@@ -114,7 +114,7 @@ func newRoot(cause func() string) *cobra.Command {
 	o := &options{cause: cause}
 	root := group("turnstone", "A TURN relay whose state is an event log",
 		serveCommand(o), statusCommand(o), topCommand(o), allocationCommand(o), auditCommand(o), replayCommand(o), logCommand(o), kernelCommand(o), migrateCommand(o),
-		credentialsCommand(o), checkConfigCommand(o), configCommand(o), userCommand(o), doctorCommand(o), reloadCommand(o), drainCommand(o), debugCommand(o), versionCommand(o), manCommand(),
+		credentialsCommand(o), checkConfigCommand(o), configCommand(o), userCommand(o), doctorCommand(o), reloadCommand(o), drainCommand(o), debugCommand(o), logLevelCommand(o), versionCommand(o), manCommand(),
 	)
 	root.Long = "Turnstone relays for clients that cannot reach each other (TURN, RFC 8656). All it grants is in an event\nlog, so it survives its own death and can say afterwards who relayed to whom.\n\nExit codes: 0 good, 1 failure, 2 a wrong command line or configuration, 3 a verification found a mismatch,\n4 the daemon cannot be reached."
 	root.Example = "  turnstone serve\n  turnstone serve --config /etc/turnstone/turnstone.toml\n  turnstone status\n  turnstone log tail"

@@ -34,6 +34,7 @@ type Daemon interface {
 	Privacy
 	Auditor
 	Operators
+	Leveller
 	Measurer
 }
 
@@ -77,6 +78,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	privacyRoutes(mux, d, log)
 	trafficRoutes(mux, d)
 	debugRoutes(mux, d)
+	levelRoutes(mux, d, d)
 	s.patterns = *mux.patterns
 	s.http = http.Server{Handler: crash.Handler(admit(mux)), ReadHeaderTimeout: 5 * time.Second, ConnContext: withPeer}
 	return s
