@@ -16,6 +16,8 @@ func TestProof(t *testing.T) {
 	const syncs = `7 fdatasync(8<\x2f\x64\x2f\x6c\x6f\x67\x2e\x64\x62> <unfinished ...>`
 	const returns = `7 <... fdatasync resumed>) = 0`
 	reply, refusal := tracedSend(0x0103, tx), tracedSend(0x0113, other)
+	before, after, _ := strings.Cut(reply, "[")
+	sends, sent := before+" <unfinished ...>", "9 <... sendmmsg resumed>["+after
 	for _, row := range []struct {
 		name  string
 		lines []string
@@ -25,6 +27,8 @@ func TestProof(t *testing.T) {
 		{"RefusalInOrder", []string{page, synced, meta, synced, refusal}, ""},
 		{"Interleaved", []string{page, synced, meta, syncs, returns, reply}, ""},
 		{"AfterLaterSync", []string{page, synced, meta, failed, synced, reply}, ""},
+		{"ShownWhenItReturns", []string{page, synced, meta, synced, sends, sent}, ""},
+		{"BeganWhileSyncing", []string{page, synced, meta, syncs, sends, returns, sent}, "leaves before"},
 		{"NoSync", []string{page, meta, reply}, "before the pages"},
 		{"BeforeMeta", []string{page, synced, reply, meta, synced}, "leaves before"},
 		{"BeforeSecondSync", []string{page, synced, meta, reply, synced}, "leaves before"},

@@ -70,7 +70,7 @@ func TestDrainSendsClientsElsewhere(t *testing.T) {
 	stays.bind(0x4000, peer)   // what there was is there
 	d.ask("drain")             // again
 	late.bind(0x4001, peer)    // it has an allocation now
-	d.ask("drain", "--off")    // and everybody may
+	d.ask("drain", "--cancel") // and everybody may
 	six.allocate()             // have one
 	if n := d.kinds()["ClientRedirected"]; n != 2 {
 		t.Errorf("got %d redirects in the log, want no more than 2", n)

@@ -147,7 +147,7 @@ type proof struct {
 	syncing  map[*call][]*pageWrite // an fdatasync that has begun: the writes that it makes durable
 	returned []*pageWrite           // written, not yet durable
 	pending  []*pageWrite           // pages of a commit without its meta page yet
-	durable  map[transactionID]bool
+	durable  map[transactionID]int // line from which it is
 	written  map[transactionID]bool
 
 	replies    map[transactionID]int // successes
@@ -160,7 +160,7 @@ type proof struct {
 
 func newProof(restsOn map[transactionID]transactionID) *proof {
 	return &proof{
-		restsOn: restsOn, syncing: map[*call][]*pageWrite{}, durable: map[transactionID]bool{}, written: map[transactionID]bool{},
+		restsOn: restsOn, syncing: map[*call][]*pageWrite{}, durable: map[transactionID]int{}, written: map[transactionID]bool{},
 		replies: map[transactionID]int{}, refusals: map[transactionID]int{},
 	}
 }
@@ -178,7 +178,7 @@ func (p *proof) prove(file string) error {
 func (p *proof) see(c *call, begins bool) error {
 	switch c.name {
 	case "sendmmsg", "sendmsg", "sendto":
-		if begins {
+		if !begins { // strace shows what sendmmsg sends when it returns
 			return p.send(c)
 		}
 	case "pwrite64":
@@ -263,7 +263,7 @@ func (p *proof) sync(c *call) {
 		}
 		for _, page := range w.commit {
 			for _, tx := range page.txs {
-				p.durable[tx] = true
+				p.durable[tx] = c.end
 			}
 		}
 	}
@@ -276,7 +276,7 @@ func (p *proof) sync(c *call) {
 	p.returned = kept
 }
 
-// send takes a send that begins.
+// send takes a send that has returned. What it sends may have left as soon as it began.
 func (p *proof) send(c *call) error {
 	for _, b := range c.quoted() {
 		for len(b) >= 20 && binary.BigEndian.Uint32(b[4:]) == 0x2112A442 {
@@ -290,18 +290,24 @@ func (p *proof) send(c *call) error {
 	return nil
 }
 
+// durableBefore says whether what a transaction was granted was durable when c began.
+func (p *proof) durableBefore(c *call, tx transactionID) bool {
+	line, ok := p.durable[tx]
+	return ok && line < c.begin
+}
+
 // reply takes a STUN message that is on its way.
 func (p *proof) reply(c *call, kind uint16, tx transactionID) error {
 	switch kind {
 	case 0x0103, 0x0104, 0x0108, 0x0109: // success of Allocate, Refresh, CreatePermission, ChannelBind
 		p.replies[tx]++
-		if !p.durable[tx] {
+		if !p.durableBefore(c, tx) {
 			return fmt.Errorf("line %d: reply %#04x to transaction %x leaves before its record is durable", c.begin, kind, tx)
 		}
 	case 0x0113:
 		if on, rests := p.restsOn[tx]; rests {
 			p.refusals[tx]++
-			if !p.durable[on] {
+			if !p.durableBefore(c, on) {
 				return fmt.Errorf("line %d: the refusal of transaction %x leaves before transaction %x, on which it rests, is durable", c.begin, tx, on)
 			}
 		}
