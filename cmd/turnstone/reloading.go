@@ -17,7 +17,7 @@ import (
 func needRestart(key string) bool {
 	section, _, _ := strings.Cut(key, ".")
 	switch {
-	case key == "data", key == "admin-socket", strings.HasPrefix(key, "auth.http-"):
+	case key == "data", key == "admin-socket", key == "dashboard", strings.HasPrefix(key, "auth.http-"):
 		return true
 	}
 	return section == "log" && key != "log.level"

@@ -36,6 +36,8 @@ type replayFlags struct {
 	*options
 	at, to, from         string
 	step, diffMaps       bool
+	serve                bool
+	listen               string
 	client, peer, number string
 	filter               replay.Filter
 	begin, end           moment
@@ -55,18 +57,23 @@ the rest, s the state, q quits. Elsewhere, and in other formats than a table, it
 
 The filters are joined by "and". Of a state they choose allocations: whose client, user or id is meant, and which have
 to do with the peer and the channel. Of changes they choose those of such allocations that are about the peer and
-the channel. Snapshots in the log make any moment quick to reach; a damaged one is passed over, and said on stderr.`
+the channel. Snapshots in the log make any moment quick to reach; a damaged one is passed over, and said on stderr.
+
+--serve shows the log in a browser instead, with a slider over all its moments: a file without root, network or its
+daemon, else that of the daemon that runs, with what it relays now. It is for reading, and on loopback unless --listen
+says else; there it has no password.`
 
 func replayCommand(o *options) *cobra.Command {
 	f := &replayFlags{options: o}
 	cmd := &cobra.Command{
-		Use: "replay [--at TIME | --to SEQ] [--from TIME|SEQ] [--step]", Short: "Show the state at any moment of the log, or how it came to it",
+		Use: "replay [--at TIME | --to SEQ] [--from TIME|SEQ] [--step | --serve]", Short: "Show the state at any moment of the log, or how it came to it",
 		Args: cobra.NoArgs, Long: replayLong,
 		Example: `  turnstone replay --at 2026-01-02T15:04:05Z
   turnstone replay --at 10m --user alice -o table
   turnstone replay --from 15m --to 10m --peer 203.0.113.7 -o table
   turnstone replay --step --allocation 4711 -o table
-  turnstone replay --to 4711 --db copy-of-log.db -o json`,
+  turnstone replay --to 4711 --db copy-of-log.db -o json
+  turnstone replay --serve --db copy-of-log.db`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.parse(cmd); err != nil {
 				return err
@@ -79,6 +86,8 @@ func replayCommand(o *options) *cobra.Command {
 				return err
 			}
 			switch {
+			case f.serve:
+				return f.serveDashboard(cmd, source)
 			case f.step:
 				return f.walk(cmd, source)
 			case f.begin.set:
@@ -98,6 +107,8 @@ func replayCommand(o *options) *cobra.Command {
 	flags.StringVar(&f.peer, "peer", "", "Only what has to do with the peer `ADDR`, or ADDR:PORT.")
 	flags.StringVar(&f.number, "channel", "", "Only what has to do with the channel `NUMBER`, such as 0x4000.")
 	flags.BoolVar(&f.diffMaps, "diff-maps", false, "Hold the state against the kernel's live maps instead of showing it; exits 3 where they relay what it does not grant.")
+	flags.BoolVar(&f.serve, "serve", false, "Show the log in a browser, at any moment, until interrupted.")
+	flags.StringVar(&f.listen, "listen", dashboardAddress, "`ADDR` that --serve is at.")
 	flags.StringVar(&o.kernel, "kernel-instance", "", "`NAME` of the pins, for --diff-maps; default: as configured.")
 	_ = cmd.RegisterFlagCompletionFunc("kernel-instance", completeInstance) // the flag is there
 	o.completeFilters(cmd)
@@ -134,6 +145,10 @@ func (f *replayFlags) parse(cmd *cobra.Command) (err error) {
 	switch {
 	case set("at") && set("to"):
 		return usageError("--at and --to exclude each other")
+	case f.serve && (f.step || f.diffMaps || set("at") || set("to") || set("from") || !f.filter.Empty() || f.client+f.peer+f.number != ""):
+		return usageError("--serve shows any moment, and searches there: it takes --listen only")
+	case set("listen") && !f.serve:
+		return usageError("--listen is where --serve is")
 	case f.diffMaps && (f.step || set("from") || !f.filter.Empty() || f.client+f.peer+f.number != ""):
 		return usageError("--diff-maps is about the whole state at a moment: it takes --at or --to only")
 	}

@@ -38,6 +38,7 @@ type Resolved struct {
 	Data         string
 	AdminSocket  string
 	Metrics      string // empty for none
+	Dashboard    string // empty for none
 	MetricsSet   bool   // it is not the default: being taken is an error
 	Demo         bool   // nobody is configured: a demo user is to be made
 	Kernel       Kernel
@@ -128,6 +129,10 @@ func (c *Config) resolve(h host) (Resolved, error) {
 		r.Metrics = ""
 	}
 	p.check("metrics", hostPort(r.Metrics))
+	if r.Dashboard = c.Dashboard; r.Dashboard == "off" {
+		r.Dashboard = ""
+	}
+	p.check("dashboard", hostPort(r.Dashboard))
 	if len(r.AdminSocket) > maxSocketPath {
 		p.check("admin-socket", fmt.Errorf("%q has %d bytes, at most %d are possible", r.AdminSocket, len(r.AdminSocket), maxSocketPath))
 	}
@@ -170,7 +175,7 @@ func oneOf(v string, choices ...string) error {
 	return fmt.Errorf("%q is none of %s", v, strings.Join(choices, ", "))
 }
 
-// hostPort checks an address to serve metrics on; empty is none.
+// hostPort checks an address to serve on; empty is none.
 func hostPort(s string) error {
 	if s == "" {
 		return nil

@@ -1,0 +1,71 @@
+package dashboard
+
+import (
+	"context"
+	"iter"
+
+	"turnstone/store"
+	"turnstone/turn"
+)
+
+// cursor goes through a log. Moving on a little costs no more than the events between.
+type cursor struct {
+	source Source
+	turn   chan struct{} // whoever puts into it has the rest
+	state  *turn.State
+	wall   int64 // no record of state is of later
+}
+
+func newCursor(s Source) cursor { return cursor{source: s, turn: make(chan struct{}, 1)} }
+
+// nearby is after how many records a snapshot is looked for.
+const nearby = 4096
+
+// view calls f with the state within b.
+func (c *cursor) view(ctx context.Context, b store.Bound, f func(*turn.State)) error {
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	state := c.state
+	c.state = nil // what an error leaves is between two moments
+	if state != nil && b.Seq >= state.Seq() && b.Wall >= c.wall {
+		cut := false
+		_, err := store.FoldWithin(state, atMost(c.source.Records(ctx, state.Seq()+1), nearby, &cut), b)
+		if err != nil {
+			return err
+		}
+		if cut {
+			state = nil
+		}
+	} else {
+		state = nil
+	}
+	if state == nil {
+		var err error
+		if state, err = c.source.StateWithin(ctx, b); err != nil {
+			return err
+		}
+	}
+	c.state, c.wall = state, b.Wall
+	f(state)
+	return nil
+}
+
+// atMost yields the first n of records, and sets cut where there are more.
+func atMost(records iter.Seq2[turn.Record, error], n int, cut *bool) iter.Seq2[turn.Record, error] {
+	return func(yield func(turn.Record, error) bool) {
+		for r, err := range records {
+			if n == 0 {
+				*cut = true
+				return
+			}
+			n--
+			if !yield(r, err) {
+				return
+			}
+		}
+	}
+}
