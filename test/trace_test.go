@@ -147,7 +147,7 @@ type proof struct {
 	syncing  map[*call][]*pageWrite // an fdatasync that has begun: the writes that it makes durable
 	returned []*pageWrite           // written, not yet durable
 	pending  []*pageWrite           // pages of a commit without its meta page yet
-	durable  map[transactionID]int // line from which it is
+	durable  map[transactionID]int  // line from which it is
 	written  map[transactionID]bool
 
 	replies    map[transactionID]int // successes
