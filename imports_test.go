@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 	"kernel":           {"turn", "bpf"},
 	"bpf":              {},
 	"internal/testenv": {},
+	"internal/netlab":  {},
 
 	"internal/shape":       {"turn", "store", "internal/shape/calls"},
 	"internal/shape/calls": {"turn"},

@@ -11,6 +11,8 @@ import (
 	"os"
 	"time"
 
+	"turnstone/internal/netlab"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +43,7 @@ var errHandshake = errors.New("no handshake")
 
 // newConnections connects the first n clients to a server, over TLS where config is not nil. It yields
 // errHandshake where the server does not speak it.
-func newConnections(s *space, n int, to netip.AddrPort, config *tls.Config) (_ *connections, err error) {
+func newConnections(s *netlab.Space, n int, to netip.AddrPort, config *tls.Config) (_ *connections, err error) {
 	k := &connections{}
 	if k.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("watch connections: %w", err)
@@ -200,7 +202,7 @@ type rawStream struct {
 }
 
 // connect connects from an address of s. A server that answers over UDP need not listen yet.
-func connect(s *space, from netip.Addr, to netip.AddrPort) (*rawStream, error) {
+func connect(s *netlab.Space, from netip.Addr, to netip.AddrPort) (*rawStream, error) {
 	for began := time.Now(); ; pause(time.Millisecond) {
 		r, err := dial(s, from, to)
 		if err == nil || !errors.Is(err, unix.ECONNREFUSED) || time.Since(began) > giveUpAfter {
@@ -209,9 +211,9 @@ func connect(s *space, from netip.Addr, to netip.AddrPort) (*rawStream, error) {
 	}
 }
 
-func dial(s *space, from netip.Addr, to netip.AddrPort) (r *rawStream, err error) {
+func dial(s *netlab.Space, from netip.Addr, to netip.AddrPort) (r *rawStream, err error) {
 	r = &rawStream{patient: true}
-	err = s.do(func() (err error) {
+	err = s.Do(func() (err error) {
 		r.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		return err
 	})

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync/atomic"
 	"time"
 
 	"turnstone/bpf"
+	"turnstone/internal/netlab"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -25,7 +25,7 @@ import (
 // taken.
 type way struct {
 	up         bool
-	from, to   *space
+	from, to   *netlab.Space
 	arrival    string // the relay's interface
 	payload    int    // offset of the payload where frames are made; where they are taken it is below
 	taken      int
@@ -51,7 +51,7 @@ func (w way) String() string {
 // maker sends frames of a payload's size towards the relay, of all flows in turn, as a network card hands them over: no socket and no
 // stack takes part.
 type maker struct {
-	space   *space
+	space   *netlab.Space
 	objects bpf.ReferenceObjects
 	idle    link.Link
 	frame   []byte
@@ -64,8 +64,8 @@ func (n *network) newMaker(w way, relayed []netip.AddrPort, size int, stamped bo
 	var ifindex int
 	var from, to net.HardwareAddr
 	err := errors.Join(
-		w.from.do(func() error { return linkInto("relay", &ifindex, &from) }),
-		n.relay.do(func() error { return linkInto(w.arrival, nil, &to) }),
+		w.from.Do(func() error { return linkInto("relay", &ifindex, &from) }),
+		n.relay.Do(func() error { return linkInto(w.arrival, nil, &to) }),
 	)
 	if err != nil {
 		return nil, err
@@ -105,8 +105,8 @@ func (n *network) newMaker(w way, relayed []netip.AddrPort, size int, stamped bo
 }
 
 // attach attaches a program natively, until the link that is returned is closed.
-func attach(s *space, name string, program *ebpf.Program) (on link.Link, err error) {
-	err = s.thread(func() error {
+func attach(s *netlab.Space, name string, program *ebpf.Program) (on link.Link, err error) {
+	err = s.Thread(func() error {
 		l, err := netlink.LinkByName(name)
 		if err == nil {
 			on, err = link.AttachXDP(link.XDPOptions{Interface: l.Attrs().Index, Program: program, Flags: link.XDPDriverMode})
@@ -184,7 +184,7 @@ func (m *maker) close() error { return errors.Join(m.idle.Close(), m.objects.Clo
 // pace sends so many frames at once, at a rate, until it has sent for d or is to stop. It yields how many, and the CPU time of its
 // thread, which all that the frames cause at once belongs to.
 func (m *maker) pace(rate, atOnce int, d time.Duration, stop *atomic.Bool) (sent int, cpu time.Duration, err error) {
-	err = m.space.thread(func() error {
+	err = m.space.Thread(func() error {
 		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
 			return fmt.Errorf("ask for exact timers: %w", err)
 		}
@@ -223,20 +223,6 @@ func threadTime() (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// thread runs f on a thread of its own in the namespace.
-func (s *space) thread(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		err := unix.Setns(s.fd, unix.CLONE_NEWNET)
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
 // sink takes what is to a port, counts it and, if frames are stamped, notes how long they took.
 type sink struct {
 	objects bpf.ReferenceObjects
@@ -245,7 +231,7 @@ type sink struct {
 
 // newSink makes one at an interface: before the stack, where what the kernel relays is a frame, or behind its receiver, where what a
 // socket sent is a packet. payload is its offset where times are to be read, else 0.
-func newSink(s *space, name string, port uint16, payload int, packets bool) (*sink, error) {
+func newSink(s *netlab.Space, name string, port uint16, payload int, packets bool) (*sink, error) {
 	k := &sink{}
 	err := loadReference(&k.objects, map[string]any{
 		bpf.ReferenceVarSinkPorts: [2]uint16{wire(port)}, bpf.ReferenceVarSinkAt: uint32(payload),
@@ -265,8 +251,8 @@ func newSink(s *space, name string, port uint16, payload int, packets bool) (*si
 }
 
 // attachBehind is attach behind the stack's receiver.
-func attachBehind(s *space, name string, program *ebpf.Program) (on link.Link, err error) {
-	err = s.thread(func() error {
+func attachBehind(s *netlab.Space, name string, program *ebpf.Program) (on link.Link, err error) {
+	err = s.Thread(func() error {
 		l, err := netlink.LinkByName(name)
 		if err == nil {
 			on, err = link.AttachTCX(link.TCXOptions{Interface: l.Attrs().Index, Program: program, Attach: ebpf.AttachTCXIngress})

@@ -10,7 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
-	"unsafe"
+
+	"turnstone/internal/netlab"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -41,7 +42,7 @@ func (n *network) removePins() error {
 	if err := os.RemoveAll(filepath.Join(pinsRoot, instance())); err != nil {
 		return err
 	}
-	return n.relay.do(func() error {
+	return n.relay.Do(func() error {
 		for began := time.Now(); time.Since(began) < 6*giveUpAfter; time.Sleep(time.Millisecond) {
 			links, err := netlink.LinkList()
 			if err != nil {
@@ -127,35 +128,17 @@ func (k kind) column() string {
 
 // receiveOffload turns GRO on or off at all ends of the cables: with it a veth takes frames as network cards hand them over.
 func (n *network) receiveOffload(on bool) error {
+	value := uint32(0)
+	if on {
+		value = 1
+	}
 	set := func(names ...string) func() error {
 		return func() (err error) {
 			for _, name := range names {
-				err = errors.Join(err, ethtool(name, unix.ETHTOOL_SGRO, on))
+				err = errors.Join(err, netlab.Ethtool(name, unix.ETHTOOL_SGRO, value))
 			}
 			return err
 		}
 	}
-	return errors.Join(n.relay.do(set("clients", "peers")), n.client.do(set("relay")), n.peer.do(set("relay")))
-}
-
-func ethtool(name string, command uint32, on bool) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	value := struct{ command, data uint32 }{command: command}
-	if on {
-		value.data = 1
-	}
-	request := struct {
-		name  [unix.IFNAMSIZ]byte
-		value unsafe.Pointer
-		_     [16]byte
-	}{value: unsafe.Pointer(&value)}
-	copy(request.name[:], name)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
-		return fmt.Errorf("set an offload of %s: %w", name, errno)
-	}
-	return nil
+	return errors.Join(n.relay.Do(set("clients", "peers")), n.client.Do(set("relay")), n.peer.Do(set("relay")))
 }

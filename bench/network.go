@@ -5,7 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
+
+	"turnstone/internal/netlab"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -39,7 +40,7 @@ func nth(p netip.Prefix, i int) netip.Addr {
 // network is three hosts in a row. They are nameless namespaces: they vanish with
 // the last thread, socket and process in them, however this process ends.
 type network struct {
-	client, relay, peer *space
+	client, relay, peer *netlab.Space
 }
 
 func newNetwork() (_ *network, err error) {
@@ -49,18 +50,18 @@ func newNetwork() (_ *network, err error) {
 			n.close()
 		}
 	}()
-	for _, s := range []**space{&n.client, &n.relay, &n.peer} {
-		if *s, err = newSpace(); err != nil {
+	for _, s := range []**netlab.Space{&n.client, &n.relay, &n.peer} {
+		if *s, err = netlab.New(); err != nil {
 			return nil, err
 		}
 	}
-	if err = n.relay.do(n.wire); err != nil {
+	if err = n.relay.Do(n.wire); err != nil {
 		return nil, fmt.Errorf("wire the relay: %w", err)
 	}
-	if err = n.client.do(func() error { return endHost("relay", clientHost, clientAddresses, listenHost.Addr()) }); err != nil {
+	if err = n.client.Do(func() error { return endHost("relay", clientHost, clientAddresses, listenHost.Addr()) }); err != nil {
 		return nil, fmt.Errorf("wire the clients: %w", err)
 	}
-	if err = n.peer.do(func() error { return endHost("relay", peerHost, peerAddresses, relayHost.Addr()) }); err != nil {
+	if err = n.peer.Do(func() error { return endHost("relay", peerHost, peerAddresses, relayHost.Addr()) }); err != nil {
 		return nil, fmt.Errorf("wire the peers: %w", err)
 	}
 	return n, nil
@@ -70,7 +71,7 @@ func newNetwork() (_ *network, err error) {
 func (n *network) wire() error {
 	ends := []struct {
 		name    string
-		far     *space
+		far     *netlab.Space
 		address netip.Prefix
 		beyond  netip.Prefix
 		gateway netip.Addr
@@ -87,7 +88,7 @@ func (n *network) wire() error {
 	for _, e := range ends {
 		cable := &netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{Name: e.name, TxQLen: 10000, NumTxQueues: 1, NumRxQueues: 1},
-			PeerName:  "relay", PeerNamespace: netlink.NsFd(e.far.fd),
+			PeerName:  "relay", PeerNamespace: netlink.NsFd(e.far.FD()),
 		}
 		if err := netlink.LinkAdd(cable); err != nil {
 			return fmt.Errorf("make cable %s: %w", e.name, err)
@@ -166,53 +167,9 @@ func sysctl(name, value string) error {
 }
 
 func (n *network) close() {
-	for _, s := range []*space{n.client, n.relay, n.peer} {
+	for _, s := range []*netlab.Space{n.client, n.relay, n.peer} {
 		if s != nil {
-			s.close()
+			s.Close()
 		}
 	}
-}
-
-// space is a network namespace with a thread in it.
-type space struct {
-	fd    int
-	calls chan func()
-	done  chan struct{}
-}
-
-func newSpace() (*space, error) {
-	s := &space{calls: make(chan func()), done: make(chan struct{})}
-	made := make(chan error)
-	go func() {
-		defer close(s.done)
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			s.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		made <- err
-		if err != nil {
-			return
-		}
-		for f := range s.calls {
-			f()
-		}
-	}()
-	if err := <-made; err != nil {
-		return nil, fmt.Errorf("make a network namespace: %w", err)
-	}
-	return s, nil
-}
-
-// do runs f in the namespace. Sockets that f opens and processes that it starts stay there.
-func (s *space) do(f func() error) error {
-	errs := make(chan error)
-	s.calls <- func() { errs <- f() }
-	return <-errs
-}
-
-func (s *space) close() {
-	close(s.calls)
-	<-s.done
-	_ = unix.Close(s.fd)
 }

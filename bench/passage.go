@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"turnstone/bpf"
+	"turnstone/internal/netlab"
 )
 
 const (
@@ -88,7 +89,7 @@ func (l *lab) bounce(w way, relayed []netip.AddrPort) (p passage, err error) {
 type passage struct{ p50, p99 float64 }
 
 // pass sends stamped frames one at a time, and takes them at an interface.
-func (l *lab) pass(w way, relayed []netip.AddrPort, at *space, name string, port uint16, payload int, packets bool) (p passage, err error) {
+func (l *lab) pass(w way, relayed []netip.AddrPort, at *netlab.Space, name string, port uint16, payload int, packets bool) (p passage, err error) {
 	m, err := l.net.newMaker(w, relayed, passageSize, true)
 	if err != nil {
 		return p, err

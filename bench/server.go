@@ -126,7 +126,7 @@ func (s *server) launch(l *lab) (err error) {
 	}
 	s.cmd.Stdout = in
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // with the namespace's thread
-	err = l.net.relay.do(s.cmd.Start)
+	err = l.net.relay.Do(s.cmd.Start)
 	_ = in.Close()
 	if err != nil {
 		return errors.Join(fmt.Errorf("start %s: %w", s.kind.name, err), out.Close(), s.stderr.Close())

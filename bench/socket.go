@@ -7,6 +7,8 @@ import (
 	"time"
 	"unsafe"
 
+	"turnstone/internal/netlab"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -54,9 +56,9 @@ type socket struct {
 
 // newSocket opens a socket on a port of every address of s. The kernel notes when
 // each datagram came off the cable.
-func newSocket(s *space, port uint16) (*socket, error) {
+func newSocket(s *netlab.Space, port uint16) (*socket, error) {
 	k := &socket{in: newRing(), out: newRing()}
-	err := s.do(func() (err error) {
+	err := s.Do(func() (err error) {
 		k.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		return err
 	})

@@ -45,10 +45,10 @@ func newCall(s *stage) (_ *call, err error) {
 			c.close()
 		}
 	}()
-	if c.far, err = s.peer.listen(s.peerAt); err != nil {
+	if c.far, err = listen(s.peer, s.peerAt); err != nil {
 		return nil, err
 	}
-	near, err := s.client.listen(s.clientAt)
+	near, err := listen(s.client, s.clientAt)
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,7 @@ const startTime = 20 * time.Second
 
 // start runs it, and yields its line when it is ready.
 func (d *daemon) start(ctx context.Context) (string, error) {
-	args := append([]string{"serve", "--data", d.dir, "--metrics", "", "--log-level", "warn"}, d.stage.arguments...)
+	args := append([]string{"serve", "--data", d.dir, "--metrics", "off", "--log-level", "warn"}, d.stage.arguments...)
 	d.cmd = exec.Command(d.program, args...)
 	d.said.Reset()
 	d.cmd.Stderr = &d.said
@@ -37,7 +37,7 @@ func (d *daemon) start(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := d.stage.relay.do(d.cmd.Start); err != nil {
+	if err := d.stage.relay.Do(d.cmd.Start); err != nil {
 		return "", fmt.Errorf("start turnstone: %w", err)
 	}
 	lines := make(chan string, 1)
@@ -95,7 +95,7 @@ func (d *daemon) ask(ctx context.Context, args ...string) (string, error) {
 	cmd.Env = append(os.Environ(), "NO_COLOR=1")
 	var out, diagnostics bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &diagnostics
-	if err := d.stage.relay.do(cmd.Run); err != nil {
+	if err := d.stage.relay.Do(cmd.Run); err != nil {
 		return "", fmt.Errorf("turnstone %s: %w\n%s", strings.Join(args, " "), err, &diagnostics)
 	}
 	return out.String(), nil

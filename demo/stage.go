@@ -6,11 +6,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
-	"unsafe"
+
+	"turnstone/internal/netlab"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // stage is where the story happens: three hosts in a row, or the loopback.
@@ -19,7 +18,7 @@ type stage struct {
 	shown               string // what is shown of the daemon's arguments
 	arguments           []string
 	server              netip.AddrPort
-	client, relay, peer *host
+	client, relay, peer *netlab.Space
 	clientAt, peerAt    netip.AddrPort
 	kernel              bool // relays
 }
@@ -82,76 +81,31 @@ func (s *stage) build() (err error) {
 			s.close()
 		}
 	}()
-	for _, h := range []**host{&s.client, &s.relay, &s.peer} {
-		if *h, err = newHost(); err != nil {
+	for _, h := range []**netlab.Space{&s.client, &s.relay, &s.peer} {
+		if *h, err = netlab.New(); err != nil {
+			return err
+		}
+		if err = (*h).Do(func() error { return addressed("lo") }); err != nil {
 			return err
 		}
 	}
 	return errors.Join(
-		s.relay.cable("clients", serverNet, s.client, clientNet),
-		s.relay.cable("peers", relayNet, s.peer, peerNet),
+		cable(s.relay, "clients", serverNet, s.client, clientNet),
+		cable(s.relay, "peers", relayNet, s.peer, peerNet),
 	)
 }
 
 func (s *stage) close() {
-	for _, h := range []*host{s.client, s.relay, s.peer} {
+	for _, h := range []*netlab.Space{s.client, s.relay, s.peer} {
 		if h != nil {
-			h.close()
+			h.Close()
 		}
 	}
 }
 
-// host is a network namespace without a name: it ends with this process, however that ends. A nil host is the
-// namespace of this process.
-type host struct {
-	fd    int
-	calls chan func()
-	done  chan struct{}
-}
-
-func newHost() (*host, error) {
-	h := &host{calls: make(chan func()), done: make(chan struct{})}
-	made := make(chan error)
-	go func() {
-		defer close(h.done)
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			h.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		made <- err
-		if err != nil {
-			return
-		}
-		for f := range h.calls {
-			f()
-		}
-	}()
-	if err := <-made; err != nil {
-		return nil, fmt.Errorf("make a network namespace: %w", err)
-	}
-	return h, h.do(func() error { return addressed("lo") })
-}
-
-// do runs f in the namespace. Sockets that f opens and processes that it starts stay there.
-func (h *host) do(f func() error) error {
-	if h == nil {
-		return f()
-	}
-	errs := make(chan error)
-	h.calls <- func() { errs <- f() }
-	return <-errs
-}
-
-func (h *host) close() {
-	close(h.calls)
-	<-h.done
-	_ = unix.Close(h.fd)
-}
-
-// listen opens a UDP socket at the host.
-func (h *host) listen(at netip.AddrPort) (c *net.UDPConn, err error) {
-	err = h.do(func() error {
+// listen opens a UDP socket at a host.
+func listen(h *netlab.Space, at netip.AddrPort) (c *net.UDPConn, err error) {
+	err = h.Do(func() error {
 		c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 		return err
 	})
@@ -159,25 +113,24 @@ func (h *host) listen(at netip.AddrPort) (c *net.UDPConn, err error) {
 }
 
 // cable joins two hosts.
-func (h *host) cable(name string, near netip.Prefix, far *host, farNet netip.Prefix) error {
+func cable(h *netlab.Space, name string, near netip.Prefix, far *netlab.Space, farNet netip.Prefix) error {
 	return errors.Join(
-		h.do(func() error {
-			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(far.fd)})
+		h.Do(func() error {
+			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(far.FD())})
 		}),
-		h.do(func() error { return addressed(name, near) }),
-		far.do(func() error { return addressed("eth0", farNet) }),
+		h.Do(func() error { return addressed(name, near) }),
+		far.Do(func() error { return addressed("eth0", farNet) }),
 	)
 }
 
-// addressed gives a link addresses and sets it up. It calculates checksums itself: what a veth leaves to the
-// hardware that it does not have is half a checksum, which the kernel's program passes up.
+// addressed gives a link addresses and sets it up.
 func addressed(name string, addresses ...netip.Prefix) error {
 	nic, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", name, err)
 	}
 	for _, p := range addresses {
-		if err := wholeChecksums(name); err != nil {
+		if err := netlab.WholeChecksums(name); err != nil {
 			return fmt.Errorf("switch the offloads of %s off: %w", name, err)
 		}
 		a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
@@ -186,24 +139,4 @@ func addressed(name string, addresses ...netip.Prefix) error {
 		}
 	}
 	return netlink.LinkSetUp(nic)
-}
-
-// wholeChecksums does what ethtool -K NAME tx off does.
-func wholeChecksums(name string) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	value := struct{ command, data uint32 }{unix.ETHTOOL_STXCSUM, 0}
-	request := struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte
-	}{data: unsafe.Pointer(&value)}
-	copy(request.name[:unix.IFNAMSIZ-1], name)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
-		return errno
-	}
-	return nil
 }

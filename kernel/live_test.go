@@ -13,8 +13,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
-	"unsafe"
 
+	"turnstone/internal/netlab"
 	"turnstone/turn"
 
 	"github.com/cilium/ebpf"
@@ -156,30 +156,10 @@ func (n *network) software(ns netns.NsHandle, name string) {
 	n.Helper()
 	n.in(ns, func() error {
 		return errors.Join(
-			setDevice(name, unix.ETHTOOL_STXCSUM, 0),
-			setDevice(name, unix.ETHTOOL_SFLAGS, 0), // tags, among others
+			netlab.Ethtool(name, unix.ETHTOOL_STXCSUM, 0),
+			netlab.Ethtool(name, unix.ETHTOOL_SFLAGS, 0), // tags, among others
 		)
 	})
-}
-
-// setDevice changes a setting of a device of the calling thread's namespace.
-func setDevice(name string, command, data uint32) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	value := struct{ command, data uint32 }{command, data}
-	request := struct {
-		name  [unix.IFNAMSIZ]byte
-		value unsafe.Pointer
-		_     [16]byte
-	}{value: unsafe.Pointer(&value)}
-	copy(request.name[:], name)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
-		return fmt.Errorf("set %s by ethtool command %#x: %w", name, command, errno)
-	}
-	return nil
 }
 
 // tag moves the addresses of link i, at both ends, to VLAN devices. Where the kernel has none, it skips.

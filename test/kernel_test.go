@@ -14,7 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
+
+	"turnstone/internal/netlab"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -99,7 +100,7 @@ func (l *lab) passAt(far *space, name string) {
 }
 
 func setUp(name string, addrs []string) error {
-	return errors.Join(checksumsBySoftware(name), addAddresses(name, addrs))
+	return errors.Join(netlab.WholeChecksums(name), addAddresses(name, addrs))
 }
 
 // addAddresses gives an interface addresses, and sets it up.
@@ -119,27 +120,6 @@ func addAddresses(name string, addrs []string) error {
 		}
 	}
 	return netlink.LinkSetUp(nic)
-}
-
-// checksumsBySoftware turns transmit checksum offload off, as ethtool -K NAME tx off does: with it a
-// program sees half a checksum.
-func checksumsBySoftware(name string) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	value := struct{ command, data uint32 }{unix.ETHTOOL_STXCSUM, 0}
-	request := struct {
-		name  [unix.IFNAMSIZ]byte
-		value unsafe.Pointer
-		_     [16]byte
-	}{value: unsafe.Pointer(&value)}
-	copy(request.name[:], name)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
-		return fmt.Errorf("turn checksum offload of %s off: %w", name, errno)
-	}
-	return nil
 }
 
 // passProgram passes everything.
