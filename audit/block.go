@@ -98,6 +98,21 @@ func (h *blockHead) encode() []byte {
 	return closed(h.First, headKey, b)
 }
 
+// eachHead calls f with the key and the head of each block, in order.
+func eachHead(tx *bbolt.Tx, f func(k []byte, h blockHead) error) error {
+	blocks := tx.Bucket(blocksName)
+	if blocks == nil {
+		return nil
+	}
+	return blocks.ForEachBucket(func(k []byte) error {
+		h, err := parseHead(turn.Seq(binary.BigEndian.Uint64(k)), blocks.Bucket(k).Get(headKey))
+		if err != nil {
+			return err
+		}
+		return f(k, h)
+	})
+}
+
 func parseHead(first turn.Seq, b []byte) (h blockHead, err error) {
 	const fixed = 1 + 8*8
 	if b, err = opened(first, headKey, b); err != nil || len(b) < fixed || b[0] != blockFormat {

@@ -382,15 +382,7 @@ func (x *Index) begin(c *carried, first turn.Seq) error {
 func (x *Index) forget(first turn.Seq) error {
 	var gone [][]byte
 	err := x.view(func(tx *bbolt.Tx) error {
-		blocks := tx.Bucket(blocksName)
-		if blocks == nil {
-			return nil
-		}
-		return blocks.ForEachBucket(func(k []byte) error {
-			h, err := parseHead(turn.Seq(binary.BigEndian.Uint64(k)), blocks.Bucket(k).Get(headKey))
-			if err != nil {
-				return err
-			}
+		return eachHead(tx, func(k []byte, h blockHead) (err error) {
 			there := true
 			if h.Sealed && x.options.Owner {
 				if there, err = x.options.Keys.Has(h.Segment); err != nil {

@@ -159,15 +159,7 @@ func (q *query) load(ctx context.Context) error {
 // heads reads the heads of the blocks, which have to follow one another.
 func (q *query) heads() error {
 	err := q.index.view(func(tx *bbolt.Tx) error {
-		blocks := tx.Bucket(blocksName)
-		if blocks == nil {
-			return nil
-		}
-		return blocks.ForEachBucket(func(k []byte) error {
-			h, err := parseHead(turn.Seq(binary.BigEndian.Uint64(k)), blocks.Bucket(k).Get(headKey))
-			if err != nil {
-				return err
-			}
+		return eachHead(tx, func(_ []byte, h blockHead) error {
 			if n := len(q.blocks); n > 0 && q.blocks[n-1].Last >= h.First {
 				return errBlock
 			}
