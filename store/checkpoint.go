@@ -187,7 +187,7 @@ func LoadCheckpointKey(dir string, id turn.LogID) (k *Key, fresh bool, err error
 		k, err = parseKey(text)
 	}
 	if err == nil {
-		err = writeKey(keys, filepath.Join(keys, checkpointKey), []byte(text))
+		err = writeKey(filepath.Join(keys, checkpointKey), []byte(text))
 	}
 	return k, true, err
 }

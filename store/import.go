@@ -239,7 +239,7 @@ func (in *importer) place(dir string) error {
 		if err := makeDir(filepath.Dir(file)); err != nil {
 			return err
 		}
-		if err := writeKey(filepath.Dir(file), file, f.Body); err != nil {
+		if err := writeKey(file, f.Body); err != nil {
 			return err
 		}
 	}

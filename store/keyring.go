@@ -141,7 +141,7 @@ func (k *Keyring) draw(segment uint64) (*segmentKey, error) {
 	}
 	secret := make([]byte, keySize)
 	rand.Read(secret)
-	if err := writeKey(k.dir, filepath.Join(k.dir, strconv.FormatUint(segment, 10)), secret); err != nil {
+	if err := writeKey(filepath.Join(k.dir, strconv.FormatUint(segment, 10)), secret); err != nil {
 		return nil, err
 	}
 	return k.of(segment)

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
@@ -28,22 +29,34 @@ func LoadKey(dir, name string, size int) ([]byte, error) {
 	}
 	key = make([]byte, size)
 	rand.Read(key)
-	return key, writeKey(keys, file, key)
+	return key, writeKey(file, key)
 }
 
 // writeKey puts key in place whole or not at all.
-func writeKey(dir, file string, key []byte) error {
-	f, err := os.CreateTemp(dir, ".new-*") // 0600
+func writeKey(file string, key []byte) error {
+	err := writeWhole(file, func(w io.Writer) error {
+		_, err := w.Write(key)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("make key: %w", err)
 	}
+	return nil
+}
+
+// writeWhole has the file name, mode 0600, be what write writes: whole and durable, or not at all.
+func writeWhole(name string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(name), freshPrefix+"*") // 0600
+	if err != nil {
+		return err
+	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(key)
+	err = write(f)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("make key: %w", err)
+		return err
 	}
-	if err := os.Rename(f.Name(), file); err != nil {
-		return fmt.Errorf("make key: %w", err)
+	if err := os.Rename(f.Name(), name); err != nil {
+		return err
 	}
-	return syncDir(dir)
+	return syncDir(filepath.Dir(name))
 }

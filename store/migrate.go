@@ -169,17 +169,8 @@ func copyFile(file, name string) error {
 		return err
 	}
 	defer in.Close()
-	out, err := os.CreateTemp(filepath.Dir(name), freshPrefix+"*") // 0600
-	if err != nil {
+	return writeWhole(name, func(w io.Writer) error {
+		_, err := io.Copy(w, in)
 		return err
-	}
-	defer os.Remove(out.Name())
-	_, err = io.Copy(out, in)
-	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(out.Name(), name); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(name))
+	})
 }

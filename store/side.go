@@ -38,7 +38,7 @@ func OpenSide(name string, readOnly bool, wait time.Duration) (*Side, error) {
 
 // makeSide makes an empty file, whole or not at all.
 func makeSide(name string) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(name), freshPrefix+"*")
 	if err != nil {
 		return fmt.Errorf("create %s: %w", name, err)
 	}
