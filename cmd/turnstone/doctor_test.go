@@ -133,23 +133,20 @@ func shows(t *testing.T, rows map[string]doctor.Row, check string, result doctor
 	}
 }
 
-func TestDoctorBesideTheKernel(t *testing.T) {
-	ns := vethSpace(t)
-	data, instance := t.TempDir(), fmt.Sprintf("doctor-%d", os.Getpid())
-	args := []string{
+// besideKernel are the arguments of a daemon in a vethSpace whose kernel relays.
+func besideKernel(data, instance string) []string {
+	return []string{
 		"--listen", "udp://192.0.2.1:3478", "--data", data, "--metrics", "off", "--kernel", "required", "--kernel-instance", instance,
 		"--kernel-max-channels", "100",
 	}
-	code, rows := diagnose(t, ns, 0, args...)
-	if code != exitGood {
-		t.Errorf("before the daemon: exit code %d, want %d: %+v", code, exitGood, rows)
-	}
-	shows(t, rows, "daemon", doctor.OK, "not running")
-	shows(t, rows, "xdp relay", doctor.OK, "generic: a veth")
+}
 
-	var log bytes.Buffer
-	daemon := exec.Command("turnstone", append([]string{"serve"}, args...)...)
-	daemon.Stderr = &log
+// startBesideKernel starts such a daemon in ns, and yields what it logs. It ends with the test, and its pins do.
+func startBesideKernel(t *testing.T, ns netns.NsHandle, data, instance string) *bytes.Buffer {
+	t.Helper()
+	log := new(bytes.Buffer)
+	daemon := exec.Command("turnstone", append([]string{"serve"}, besideKernel(data, instance)...)...)
+	daemon.Stderr = log
 	aside(t, func() error {
 		if err := netns.Set(ns); err != nil {
 			return err
@@ -163,6 +160,21 @@ func TestDoctorBesideTheKernel(t *testing.T) {
 			t.Errorf("detach: %v: %s", err, out)
 		}
 	})
+	return log
+}
+
+func TestDoctorBesideTheKernel(t *testing.T) {
+	ns := vethSpace(t)
+	data, instance := t.TempDir(), fmt.Sprintf("doctor-%d", os.Getpid())
+	args := besideKernel(data, instance)
+	code, rows := diagnose(t, ns, 0, args...)
+	if code != exitGood {
+		t.Errorf("before the daemon: exit code %d, want %d: %+v", code, exitGood, rows)
+	}
+	shows(t, rows, "daemon", doctor.OK, "not running")
+	shows(t, rows, "xdp relay", doctor.OK, "generic: a veth")
+
+	log := startBesideKernel(t, ns, data, instance)
 	client := admin.NewClient(filepath.Join(data, "admin.sock"))
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		if st, err := client.Status(t.Context()); err == nil && st.Ready {

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pion/stun/v3"
@@ -104,25 +103,15 @@ func tokenAllocate(ts *testscript.TestScript, _ bool, args []string) {
 	conn, err := net.Dial("udp4", args[0])
 	ts.Check(err)
 	defer conn.Close()
-	exchange := func(set ...stun.Setter) *stun.Message {
-		all := append([]stun.Setter{stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest)}, set...)
-		_, err := conn.Write(stun.MustBuild(all...).Raw)
-		ts.Check(err)
-		ts.Check(conn.SetReadDeadline(time.Now().Add(patience)))
-		b := make([]byte, 1500)
-		n, err := conn.Read(b)
-		ts.Check(err)
-		m := &stun.Message{Raw: b[:n]}
-		ts.Check(m.Decode())
-		return m
-	}
 	var nonce stun.Nonce
 	var realm stun.Realm
-	m := exchange()
+	m, err := askAllocate(ts, conn, patience)
+	ts.Check(err)
 	ts.Check(nonce.GetFrom(m))
 	ts.Check(realm.GetFrom(m))
-	m = exchange(stun.NewUsername(token.KID), realm, nonce, stun.RawAttribute{Type: 0x001B, Value: token.Token},
+	m, err = askAllocate(ts, conn, patience, stun.NewUsername(token.KID), realm, nonce, stun.RawAttribute{Type: 0x001B, Value: token.Token},
 		stun.RawAttribute{Type: stun.AttrRequestedTransport, Value: []byte{17, 0, 0, 0}}, stun.MessageIntegrity(token.Key))
+	ts.Check(err)
 	if m.Type.Class != stun.ClassSuccessResponse {
 		ts.Fatalf("allocate with a token: got %v", m)
 	}

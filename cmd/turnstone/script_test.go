@@ -400,31 +400,34 @@ func hookServer(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], s.URL+"/users")
 }
 
+// askAllocate sends an Allocate with what set says, and yields the answer. The error is that none came.
+func askAllocate(ts *testscript.TestScript, conn net.Conn, wait time.Duration, set ...stun.Setter) (*stun.Message, error) {
+	all := append([]stun.Setter{stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest)}, set...)
+	_, err := conn.Write(stun.MustBuild(all...).Raw)
+	ts.Check(err)
+	ts.Check(conn.SetReadDeadline(time.Now().Add(wait)))
+	b := make([]byte, 1500)
+	n, err := conn.Read(b)
+	if err != nil {
+		return nil, err
+	}
+	m := &stun.Message{Raw: b[:n]}
+	ts.Check(m.Decode())
+	return m, nil
+}
+
 // requests SERVER USER PASSWORD URL PATTERN: a client asks for an allocation again and again, until a GET yields a match.
 func requests(ts *testscript.TestScript, _ bool, args []string) {
 	conn, err := net.Dial("udp4", args[0])
 	ts.Check(err)
 	defer conn.Close()
-	exchange := func(set ...stun.Setter) *stun.Message {
-		all := append([]stun.Setter{stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest)}, set...)
-		_, err := conn.Write(stun.MustBuild(all...).Raw)
-		ts.Check(err)
-		ts.Check(conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)))
-		b := make([]byte, 1500)
-		n, err := conn.Read(b)
-		if err != nil {
-			return nil
-		}
-		m := &stun.Message{Raw: b[:n]}
-		ts.Check(m.Decode())
-		return m
-	}
+	const wait = 100 * time.Millisecond
 	pattern := regexp.MustCompile("(?m)^" + args[4] + "$")
 	until(ts, "requests until "+args[4], func() bool {
 		var nonce stun.Nonce
 		var realm stun.Realm
-		if m := exchange(); m != nil && nonce.GetFrom(m) == nil && realm.GetFrom(m) == nil {
-			exchange(stun.NewUsername(args[1]), realm, nonce, stun.NewLongTermIntegrity(args[1], realm.String(), args[2]))
+		if m, err := askAllocate(ts, conn, wait); err == nil && nonce.GetFrom(m) == nil && realm.GetFrom(m) == nil {
+			_, _ = askAllocate(ts, conn, wait, stun.NewUsername(args[1]), realm, nonce, stun.NewLongTermIntegrity(args[1], realm.String(), args[2]))
 		}
 		resp, err := http.Get(args[3])
 		ts.Check(err)

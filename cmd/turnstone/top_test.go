@@ -24,7 +24,6 @@ import (
 	"github.com/creack/pty"
 	"github.com/pion/logging"
 	"github.com/pion/turn/v4"
-	"github.com/vishvananda/netns"
 )
 
 // terminal is a command on a pseudoterminal, and the screen it draws.
@@ -303,21 +302,7 @@ func TestTopWithoutColour(t *testing.T) {
 
 func TestTopShowsTheKernel(t *testing.T) {
 	ns, data, instance := vethSpace(t), t.TempDir(), fmt.Sprintf("top-%d", os.Getpid())
-	daemon := exec.Command("turnstone", "serve", "--listen", "udp://192.0.2.1:3478", "--data", data, "--metrics", "off", "--kernel", "required",
-		"--kernel-instance", instance, "--kernel-max-channels", "100")
-	aside(t, func() error {
-		if err := netns.Set(ns); err != nil {
-			return err
-		}
-		return daemon.Start()
-	})
-	t.Cleanup(func() {
-		_ = daemon.Process.Kill()
-		_ = daemon.Wait()
-		if out, err := exec.Command("turnstone", "kernel", "detach", "--kernel-instance", instance, "--data", data).CombinedOutput(); err != nil {
-			t.Errorf("detach: %v: %s", err, out)
-		}
-	})
+	startBesideKernel(t, ns, data, instance)
 	awaitDaemon(t, data)
 	w := inTerminal(t, 80, 24, nil, "turnstone", "top", "--data", data, "--interval", "200ms")
 	w.await("kernel     to peer", "userspace  to client", "KERNEL  ", "relay generic", "slots ", " of ", "lag 0 events", "drift repaired 0", "passed up: ")
