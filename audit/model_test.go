@@ -93,54 +93,12 @@ func why(e turn.Event, key string) string {
 	return "expired"
 }
 
-func allocationOf(e turn.Event) turn.AllocationID {
-	switch e := e.(type) {
-	case turn.AllocationCreated:
-		return e.Allocation
-	case turn.AllocationRefreshed:
-		return e.Allocation
-	case turn.AllocationDeleted:
-		return e.Allocation
-	case turn.AllocationExpired:
-		return e.Allocation
-	case turn.PermissionInstalled:
-		return e.Allocation
-	case turn.PermissionExpired:
-		return e.Allocation
-	case turn.PermissionRevoked:
-		return e.Allocation
-	case turn.ChannelBound:
-		return e.Allocation
-	case turn.ChannelExpired:
-		return e.Allocation
-	case turn.ChannelRevoked:
-		return e.Allocation
-	case turn.RelayedRefreshed:
-		return e.Allocation
-	case turn.RelayedDeleted:
-		return e.Allocation
-	case turn.RelayedExpired:
-		return e.Allocation
-	case turn.PeerConnected:
-		return e.Allocation
-	case turn.ConnectionBound:
-		return e.Allocation
-	case turn.PeerDisconnected:
-		return e.Allocation
-	case turn.AllocationMoved:
-		return e.Allocation
-	case turn.FiveTupleLeft:
-		return e.Allocation
-	}
-	return 0
-}
-
 // add adds a record.
 func (m *model) add(t testing.TB, r turn.Record) {
 	m.state.Begin(r.Moment)
 	for i, e := range r.Events {
 		seq := r.First + turn.Seq(i)
-		id := allocationOf(e)
+		id := turn.AllocationOf(e)
 		before := things(m.state.Allocation(id))
 		if err := m.state.Apply(e); err != nil {
 			t.Fatal(err)

@@ -92,7 +92,7 @@ func (r *reconciler) loadTallies() {
 		base := turn.Count{Packets: o.BasePackets, Bytes: o.BaseBytes}
 		c := r.t.usage.read(h.slot)
 		known := y.recorded[d]
-		if sum := add(base, c); sum.Packets < known.Packets { // a crash lost the base
+		if sum := base.Plus(c); sum.Packets < known.Packets { // a crash lost the base
 			base = turn.Count{Packets: known.Packets - min(c.Packets, known.Packets), Bytes: known.Bytes - min(c.Bytes, known.Bytes)}
 			o.BasePackets, o.BaseBytes = base.Packets, base.Bytes
 		}

@@ -63,7 +63,7 @@ func (r *reconciler) drainSlot(old *tables, slot uint32) {
 		return
 	}
 	r.meters.drain(old.meters, id, direction(f.Kind), f.Meter)
-	sum := add(turn.Count{Packets: o.BasePackets, Bytes: o.BaseBytes}, old.usage.read(slot))
+	sum := turn.Count{Packets: o.BasePackets, Bytes: o.BaseBytes}.Plus(old.usage.read(slot))
 	y, d := r.tallyOf(id, f.bindingOf()), direction(f.Kind)
 	if sum.Packets <= y.past[d].Packets {
 		return

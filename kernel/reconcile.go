@@ -455,7 +455,7 @@ func (r *reconciler) settle(batch []retired, hops []uint32) (events []turn.Event
 func (r *reconciler) settleTally(o retired) {
 	d := direction(o.kind)
 	y := r.tallyOf(o.allocation, o.binding)
-	y.past[d] = add(y.past[d], r.t.usage.read(o.slot))
+	y.past[d] = y.past[d].Plus(r.t.usage.read(o.slot))
 	if y.slots[d] == o.slot {
 		y.slots[d] = 0
 	}

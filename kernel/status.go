@@ -34,6 +34,22 @@ type Status struct {
 	Verdicts   []VerdictCounts `json:"verdicts"`
 }
 
+// Relayed is what the program has relayed each way. A datagram from one allocation to another counts in both.
+func (s *Status) Relayed() (toPeer, toClient turn.Count) {
+	for _, v := range s.Verdicts {
+		n := turn.Count{Packets: v.Packets, Bytes: v.Bytes}
+		switch v.Verdict {
+		case VerdictToPeer.String():
+			toPeer = toPeer.Plus(n)
+		case VerdictToClient.String():
+			toClient = toClient.Plus(n)
+		case VerdictToChannel.String():
+			toPeer, toClient = toPeer.Plus(n), toClient.Plus(n)
+		}
+	}
+	return toPeer, toClient
+}
+
 // Interface is one the program is attached to, or why not.
 type Interface struct {
 	Name   string  `json:"interface"`

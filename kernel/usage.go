@@ -39,16 +39,12 @@ func direction(k Kind) int {
 	return 0
 }
 
-func add(a, b turn.Count) turn.Count {
-	return turn.Count{Packets: a.Packets + b.Packets, Bytes: a.Bytes + b.Bytes}
-}
-
 // total is what a binding has relayed by now, in each direction.
 func (t *tables) total(y *tally) (sum [2]turn.Count) {
 	for d := range sum {
 		sum[d] = y.past[d]
 		if y.slots[d] != 0 {
-			sum[d] = add(sum[d], t.usage.read(y.slots[d]))
+			sum[d] = sum[d].Plus(t.usage.read(y.slots[d]))
 		}
 	}
 	return sum

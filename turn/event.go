@@ -3,6 +3,7 @@ package turn
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 )
 
 // Kind numbers a type of event in the log.
@@ -78,6 +79,15 @@ const (
 // not change what it refers to. They happen at the [Moment] of their record.
 type Event interface {
 	Kind() Kind
+}
+
+// AllocationOf is the allocation that e is about, 0 for none.
+func AllocationOf(e Event) AllocationID {
+	f := reflect.ValueOf(e).FieldByName("Allocation")
+	if !f.IsValid() {
+		return 0
+	}
+	return AllocationID(f.Uint())
 }
 
 // AllocationCreated grants an allocation (RFC 8656 section 7.2). Where its relayed
@@ -269,6 +279,11 @@ func (p Path) String() string {
 type Count struct {
 	Packets uint64 `cbor:"1,keyasint" json:"packets"`
 	Bytes   uint64 `cbor:"2,keyasint" json:"bytes"`
+}
+
+// Plus is the sum of c and d.
+func (c Count) Plus(d Count) Count {
+	return Count{Packets: c.Packets + d.Packets, Bytes: c.Bytes + d.Bytes}
 }
 
 // UsageRecorded says how much a binding has relayed on one path since its

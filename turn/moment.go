@@ -26,6 +26,12 @@ type Moment struct {
 // WallTime is m.Wall in UTC.
 func (m Moment) WallTime() time.Time { return time.Unix(0, m.Wall).UTC() }
 
+// AsOf is the moment of the wall time t, on the clock of m's boot.
+func (m Moment) AsOf(t time.Time) Moment {
+	d := time.Duration(t.UnixNano() - m.Wall)
+	return Moment{Boot: m.Boot, Uptime: m.Uptime + d, Wall: m.Wall + int64(d)}
+}
+
 func (m Moment) String() string {
 	return fmt.Sprintf("%s (up %s)", m.WallTime().Format(time.RFC3339Nano), m.Uptime)
 }

@@ -79,6 +79,20 @@ func (s *State) Relays() []Relay { return s.served }
 // Len is the number of allocations.
 func (s *State) Len() int { return len(s.allocations) }
 
+// Grants are how many of what allocations hold there are.
+type Grants struct{ Permissions, Channels, Connections, Reservations int }
+
+// Grants counts what all allocations hold, and what is reserved.
+func (s *State) Grants() (g Grants) {
+	for _, a := range s.allocations {
+		g.Permissions += len(a.Permissions)
+		g.Channels += len(a.Channels)
+		g.Connections += len(a.Connections)
+	}
+	g.Reservations = len(s.Reservations())
+	return g
+}
+
 // Allocation is the allocation id, nil where there is none.
 func (s *State) Allocation(id AllocationID) *Allocation { return s.allocations[id] }
 

@@ -133,12 +133,8 @@ func (d *served) Status(ctx context.Context) (admin.Status, error) {
 	defer cancel()
 	err := d.relay.View(ctx, func(s *turn.State) {
 		st.Log, st.Epoch, st.Seq, st.Allocations = s.Log().String(), s.Epoch(), s.Seq(), s.Len()
-		for a := range s.Allocations() {
-			st.Permissions += len(a.Permissions)
-			st.Channels += len(a.Channels)
-			st.Connections += len(a.Connections)
-		}
-		st.Reserved = len(s.Reservations())
+		g := s.Grants()
+		st.Permissions, st.Channels, st.Connections, st.Reserved = g.Permissions, g.Channels, g.Connections, g.Reservations
 	})
 	if errors.Is(err, context.DeadlineExceeded) {
 		return st, nil // the log is being opened again: Ready says so

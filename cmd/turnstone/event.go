@@ -81,9 +81,3 @@ func snake(name string) string {
 	}
 	return b.String()
 }
-
-// concerns says whether e is about the allocation id.
-func concerns(e turn.Event, id turn.AllocationID) bool {
-	f := reflect.ValueOf(e).FieldByName("Allocation")
-	return f.IsValid() && f.Uint() == uint64(id)
-}

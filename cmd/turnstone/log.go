@@ -35,7 +35,7 @@ func logDump(o *options) *cobra.Command {
 				return err
 			}
 			return source.dump(cmd.Context(), cmd.OutOrStdout(), o.format, turn.Seq(from), turn.Seq(to), func(e turn.Event) bool {
-				return allocation == 0 || concerns(e, turn.AllocationID(allocation))
+				return allocation == 0 || turn.AllocationOf(e) == turn.AllocationID(allocation)
 			})
 		},
 	}

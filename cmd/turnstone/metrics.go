@@ -37,17 +37,10 @@ func (d *served) lookupCounters() (relay.LookupCounters, bool) {
 }
 
 // grants counts what allocations hold.
-func (d *served) grants() (g metrics.Grants, ok bool) {
+func (d *served) grants() (g turn.Grants, ok bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapePatience)
 	defer cancel()
-	err := d.relay.View(ctx, func(s *turn.State) {
-		for a := range s.Allocations() {
-			g.Permissions += len(a.Permissions)
-			g.Channels += len(a.Channels)
-			g.Connections += len(a.Connections)
-		}
-		g.Reservations = len(s.Reservations())
-	})
+	err := d.relay.View(ctx, func(s *turn.State) { g = s.Grants() })
 	return g, err == nil
 }
 

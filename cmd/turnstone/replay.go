@@ -293,7 +293,7 @@ func showState(cmd *cobra.Command, f output.Format, s *turn.State, at time.Time,
 		if at.IsZero() {
 			r.At = r.Time
 		}
-		m = asOf(m, r.At)
+		m = m.AsOf(r.At)
 	}
 	for a := range s.Allocations() {
 		if filter.Takes(a) {
@@ -334,10 +334,4 @@ func showHeld(cmd *cobra.Command, f output.Format, a admin.Allocation) error {
 	out := cmd.OutOrStdout()
 	return errors.Join(output.Section(out, f, "permissions"+of, a.Permissions), output.Section(out, f, "channels"+of, a.Channels),
 		output.Section(out, f, "connections"+of, a.Connections), output.Section(out, f, "usage"+of, a.Usage))
-}
-
-// asOf is the moment of the wall time at, on the clock of m's boot.
-func asOf(m turn.Moment, at time.Time) turn.Moment {
-	d := time.Duration(at.UnixNano() - m.Wall)
-	return turn.Moment{Boot: m.Boot, Uptime: m.Uptime + d, Wall: m.Wall + int64(d)}
 }

@@ -22,31 +22,11 @@ func (d *served) Measure(ctx context.Context) (m admin.Measured, err error) {
 	m.Paths = []admin.PathCount{{Path: turn.PathUserspace, ToPeer: m.Status.ToPeer, ToClient: m.Status.ToClient}}
 	if st, ok := d.measureKernel(); ok {
 		m.Kernel = &st
-		m.Paths = append(m.Paths, kernelPath(st))
+		toPeer, toClient := st.Relayed()
+		m.Paths = append(m.Paths, admin.PathCount{Path: turn.PathKernel, ToPeer: toPeer, ToClient: toClient})
 	}
 	m.Bindings = d.bindings(ctx)
 	return m, nil
-}
-
-// kernelPath is what the kernel has relayed. A datagram between two allocations counts for both directions.
-func kernelPath(st kernel.Status) admin.PathCount {
-	p := admin.PathCount{Path: turn.PathKernel}
-	for i, v := range st.Verdicts {
-		n := turn.Count{Packets: v.Packets, Bytes: v.Bytes}
-		switch kernel.Verdict(i) {
-		case kernel.VerdictToPeer:
-			p.ToPeer = plus(p.ToPeer, n)
-		case kernel.VerdictToClient:
-			p.ToClient = plus(p.ToClient, n)
-		case kernel.VerdictToChannel:
-			p.ToPeer, p.ToClient = plus(p.ToPeer, n), plus(p.ToClient, n)
-		}
-	}
-	return p
-}
-
-func plus(a, b turn.Count) turn.Count {
-	return turn.Count{Packets: a.Packets + b.Packets, Bytes: a.Bytes + b.Bytes}
 }
 
 func (d *served) countLog() (c admin.LogCount) {
@@ -118,9 +98,9 @@ func kernelBindings(rows []kernel.Row, users map[turn.AllocationID]string, peers
 		}
 		c := turn.Count{Packets: r.Packets, Bytes: r.Bytes}
 		if r.Kind == kernel.ToPeer {
-			out[i].ToPeer = plus(out[i].ToPeer, c)
+			out[i].ToPeer = out[i].ToPeer.Plus(c)
 		} else {
-			out[i].ToClient = plus(out[i].ToClient, c)
+			out[i].ToClient = out[i].ToClient.Plus(c)
 		}
 	}
 	return out

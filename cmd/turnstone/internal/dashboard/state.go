@@ -91,13 +91,12 @@ func (q *query) show(s *turn.State) State {
 		if q.at.IsZero() {
 			out.At = out.Time
 		}
-		d := time.Duration(out.At.UnixNano() - m.Wall)
-		m.Uptime, m.Wall = m.Uptime+d, m.Wall+int64(d)
+		m = m.AsOf(out.At)
 	}
 	sums := map[Traffic]turn.Count{}
 	add := func(p turn.Path, way string, c turn.Count) {
-		sum := sums[Traffic{Path: p, Way: way}]
-		sums[Traffic{Path: p, Way: way}] = turn.Count{Packets: sum.Packets + c.Packets, Bytes: sum.Bytes + c.Bytes}
+		t := Traffic{Path: p, Way: way}
+		sums[t] = sums[t].Plus(c)
 	}
 	for a := range s.Allocations() {
 		out.Permissions += len(a.Permissions)

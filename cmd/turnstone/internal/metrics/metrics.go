@@ -27,7 +27,7 @@ type Sources struct {
 	Draining          func() bool
 	Room              func() turn.Room
 	Allocations       func() int
-	Grants            func() (Grants, bool) // false while the state cannot be seen
+	Grants            func() (turn.Grants, bool) // false while the state cannot be seen
 	Position          func() (last turn.Seq, size int64)
 	Start             func() Start
 	FreeBytes         func() int64
@@ -46,9 +46,6 @@ type Checkpoints struct {
 	Signed   uint64
 	Failures map[string]uint64 // by what failed
 }
-
-// Grants are what allocations hold.
-type Grants struct{ Permissions, Channels, Connections, Reservations int }
 
 // Start is what the start of the daemon took. Ready is zero until it is.
 type Start struct{ Replay, Ready time.Duration }
@@ -256,7 +253,7 @@ func histogram(d *prometheus.Desc, l relay.Latency) prometheus.Metric {
 	return prometheus.MustNewConstHistogram(d, sum, l.Sum.Seconds(), buckets)
 }
 
-// collectKernel tells of the kernel's side. A packet from channel to channel counts in both directions.
+// collectKernel tells of the kernel's side.
 func collectKernel(st kernel.Status, gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string)) {
 	on, away := 0, 0
 	for _, i := range st.Interfaces {
@@ -277,16 +274,15 @@ func collectKernel(st kernel.Status, gauge func(*prometheus.Desc, float64, ...st
 	gauge(memory, float64(st.Memory))
 	count(drift, st.Drift.Added+st.Drift.Changed+st.Drift.Removed)
 	count(failures, st.Failures)
-	relayed := map[string]kernel.VerdictCounts{}
 	for _, v := range st.Verdicts {
 		count(verdicts, v.Packets, v.Verdict)
-		relayed[v.Verdict] = v
 	}
-	both, path := relayed[kernel.VerdictToChannel.String()], turn.PathKernel.String()
-	for direction, v := range map[string]kernel.Verdict{"to_peer": kernel.VerdictToPeer, "to_client": kernel.VerdictToClient} {
-		count(packets, relayed[v.String()].Packets+both.Packets, path, direction)
-		count(bytes, relayed[v.String()].Bytes+both.Bytes, path, direction)
-	}
+	toPeer, toClient := st.Relayed()
+	path := turn.PathKernel.String()
+	count(packets, toPeer.Packets, path, "to_peer")
+	count(packets, toClient.Packets, path, "to_client")
+	count(bytes, toPeer.Bytes, path, "to_peer")
+	count(bytes, toClient.Bytes, path, "to_client")
 }
 
 // Names are the names of all metrics of the daemon's own, in order, with their help.

@@ -25,7 +25,7 @@ func sources(ready bool, room turn.Room) Sources {
 		},
 		Alive: func() error { return nil }, Ready: func() bool { return ready }, Draining: func() bool { return false }, Room: func() turn.Room { return room },
 		Allocations: func() int { return 11 },
-		Grants:      func() (Grants, bool) { return Grants{Permissions: 59, Channels: 61, Reservations: 67}, true },
+		Grants:      func() (turn.Grants, bool) { return turn.Grants{Permissions: 59, Channels: 61, Reservations: 67}, true },
 		Position:    func() (turn.Seq, int64) { return 71, 73 }, Start: func() Start { return Start{Replay: 2 * time.Second, Ready: 3 * time.Second} },
 		FreeBytes: func() int64 { return 13 },
 		Kept:      func() store.Kept { return store.Kept{Segments: 17, Oldest: time.Unix(41, 0), Overdue: 3} }, CertificateExpiry: func() time.Time { return time.Unix(37, 0) }, Version: "1.2.3",

@@ -2,7 +2,6 @@ package replay
 
 import (
 	"fmt"
-	"reflect"
 
 	"turnstone/turn"
 )
@@ -67,7 +66,7 @@ func (w *Walk) begin(r turn.Record) []Change {
 
 // apply applies e, and yields what that changes.
 func (w *Walk) apply(e turn.Event) ([]Change, error) {
-	id := AllocationOf(e)
+	id := turn.AllocationOf(e)
 	if w.filter.Allocation != 0 && id != w.filter.Allocation {
 		return nil, w.state.Apply(e)
 	}
@@ -113,12 +112,3 @@ func (w *Walk) late(u turn.UsageRecorded) []Change {
 
 // late is the What of usage that was recorded when its allocation was gone.
 const late = "late"
-
-// AllocationOf is the allocation that e is about, 0 for none.
-func AllocationOf(e turn.Event) turn.AllocationID {
-	f := reflect.ValueOf(e).FieldByName("Allocation")
-	if !f.IsValid() {
-		return 0
-	}
-	return turn.AllocationID(f.Uint())
-}

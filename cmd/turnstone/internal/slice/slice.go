@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"time"
 
-	"turnstone/cmd/turnstone/internal/replay"
 	"turnstone/turn"
 )
 
@@ -114,7 +113,7 @@ func (c *collector) concerns(e turn.Event) bool {
 	case turn.ServerStarted, turn.ServerStopped, turn.ClockWentBack, turn.LogRecovered:
 		return c.begun && c.ended == (turn.Moment{})
 	}
-	return replay.AllocationOf(e) == c.id
+	return turn.AllocationOf(e) == c.id
 }
 
 func (c *collector) unreserve(a netip.AddrPort) bool {

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"testing"
 
-	"turnstone/cmd/turnstone/internal/replay"
 	"turnstone/cmd/turnstone/internal/slice"
 	"turnstone/internal/shape"
 	"turnstone/internal/shape/calls"
@@ -67,7 +66,7 @@ func interesting(t *testing.T, r *store.Reader) []turn.AllocationID {
 			switch e.(type) {
 			case turn.AllocationMoved, turn.ReservationMade, turn.AllocationExpired, turn.AllocationDeleted:
 				if count[e.Kind()]++; count[e.Kind()] < 3 {
-					picked[replay.AllocationOf(e)] = true
+					picked[turn.AllocationOf(e)] = true
 				}
 			}
 		}
