@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +33,7 @@ import (
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/crash"
+	"turnstone/internal/testenv"
 	"turnstone/store"
 
 	"github.com/pion/logging"
@@ -96,22 +98,12 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// port NAME...: each name is set to a port of the loopback that nobody has, over UDP and TCP.
+// port NAME...: each name is set to a port of the loopback that nobody has, over UDP and TCP, and no other name.
 func port(ts *testscript.TestScript, _ bool, args []string) {
 	for _, name := range args {
-		for {
-			udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-			ts.Check(err)
-			defer udp.Close()
-			n := udp.LocalAddr().(*net.UDPAddr).Port
-			tcp, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", n))
-			if err != nil {
-				continue
-			}
-			tcp.Close()
-			ts.Setenv(name, strconv.Itoa(n))
-			break
-		}
+		a, err := testenv.Port(netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+		ts.Check(err)
+		ts.Setenv(name, strconv.Itoa(int(a.Port())))
 	}
 }
 

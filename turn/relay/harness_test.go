@@ -3,14 +3,13 @@ package relay
 import (
 	"bytes"
 	"context"
-	"math/rand/v2"
-	"net"
 	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"turnstone/internal/testenv"
 	"turnstone/turn"
 
 	"github.com/rs/zerolog"
@@ -77,31 +76,14 @@ func testSettings() Settings {
 	return Settings{Gate: testGate("alice", "bob"), Rules: testRules(), UnauthRate: 100, UnauthBurst: 1000}
 }
 
-// portsGiven are those that freePort has given out.
-var portsGiven sync.Map
-
-// freePort is a port nobody has on ip, over UDP or TCP. Nobody gets it by chance before it is used: it is below those that the
-// host and the relay give out, and no test gets it twice.
+// freePort is [testenv.Port].
 func freePort(t testing.TB, ip netip.Addr) netip.AddrPort {
 	t.Helper()
-	for range 1000 {
-		a := netip.AddrPortFrom(ip, uint16(10000+rand.IntN(10000))) //nolint:gosec // a test
-		udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
-		if err != nil {
-			continue
-		}
-		tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(a))
-		_ = udp.Close()
-		if err != nil {
-			continue
-		}
-		_ = tcp.Close()
-		if _, given := portsGiven.LoadOrStore(a, true); !given {
-			return a
-		}
+	a, err := testenv.Port(ip)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("no port of %v is free", ip)
-	return netip.AddrPort{}
+	return a
 }
 
 // newRig makes a server over real sockets with a log in memory, which is not running yet.
