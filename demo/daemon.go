@@ -28,7 +28,7 @@ const startTime = 20 * time.Second
 
 // start runs it, and yields its line when it is ready.
 func (d *daemon) start(ctx context.Context) (string, error) {
-	args := append([]string{"serve", "--data", d.dir, "--metrics", "off", "--log-level", "warn"}, d.stage.arguments...)
+	args := append([]string{"serve", "--data", d.dir, "--metrics", "off", "--dashboard", "off", "--log-level", "warn"}, d.stage.arguments...)
 	d.cmd = exec.Command(d.program, args...)
 	d.said.Reset()
 	d.cmd.Stderr = &d.said

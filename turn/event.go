@@ -502,10 +502,14 @@ type OriginNoted struct {
 	Key    []byte     `cbor:"4,keyasint"` // what opens Stored, and nothing else
 }
 
-// OperatorActed says that somebody had the daemon do something through its admin socket. It is recorded before that is done.
+// NoUID is the user of an operator who is known by a token alone.
+const NoUID = 1<<32 - 1
+
+// OperatorActed says that somebody had the daemon do something, through its admin socket or its dashboard. It is recorded
+// before that is done.
 type OperatorActed struct {
-	UID  uint32 `cbor:"1,keyasint"` // of the process at the other end of the socket, as the kernel has it
-	PID  uint32 `cbor:"2,keyasint"` // likewise
+	UID  uint32 `cbor:"1,keyasint"` // of the process at the other end of the admin socket, as the kernel has it, or NoUID
+	PID  uint32 `cbor:"2,keyasint"` // likewise, or 0
 	What string `cbor:"3,keyasint"`
 }
 

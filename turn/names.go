@@ -92,7 +92,7 @@ type Reason uint8
 // Reasons of AllocationDeleted, PermissionRevoked, ChannelRevoked and ReservationRevoked.
 const (
 	ReasonClient       Reason = 1  // Refresh with a lifetime of zero
-	ReasonOperator     Reason = 2  // closed through the admin socket
+	ReasonOperator     Reason = 2  // closed by an operator
 	ReasonPortTaken    Reason = 3  // the relayed port could not be bound again at start
 	ReasonPolicy       Reason = 4  // a reload forbids the peer
 	ReasonUserRemoved  Reason = 5  // a reload removed the user

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -26,7 +27,7 @@ func advise(r config.Resolved) []advice {
 	local, _ := os.ReadFile(sysctl + "ip_local_port_range") // what cannot be read gives no advice
 	reserved, _ := os.ReadFile(sysctl + "ip_local_reserved_ports")
 	out := advisePorts(r.Rules.FirstPort, r.Rules.LastPort, string(local), string(reserved))
-	out = append(out, adviseHook(r.Hook.URL)...)
+	out = append(append(out, adviseHook(r.Hook.URL)...), adviseDashboard(r.Dashboard, r.Token)...)
 	if r.UsersElsewhere > 0 {
 		out = append(out, advice{zerolog.WarnLevel, fmt.Sprintf(
 			"%d users in %s are of realms that are neither realm nor in auth.realms: they cannot get in", r.UsersElsewhere, r.UsersFile)})
@@ -55,13 +56,24 @@ func adviseKeys(g turn.GateConfig) (out []advice) {
 // adviseHook warns of a hook whose answers others can read: they are as good as passwords.
 func adviseHook(at string) []advice {
 	u, err := url.Parse(at)
-	if err != nil || u.Scheme != "http" || u.Hostname() == "localhost" {
-		return nil
-	}
-	if a, err := netip.ParseAddr(u.Hostname()); err == nil && a.IsLoopback() {
+	if err != nil || u.Scheme != "http" || staysHere(u.Hostname()) {
 		return nil
 	}
 	return []advice{{zerolog.WarnLevel, "auth.http-url is not https: whoever is on the way to the hook reads the keys of users, and can let anybody in"}}
+}
+
+// adviseDashboard warns of a token that others can read.
+func adviseDashboard(at, token string) []advice {
+	if host, _, err := net.SplitHostPort(at); err != nil || token == "" || staysHere(host) {
+		return nil
+	}
+	return []advice{{zerolog.WarnLevel, "the dashboard has no TLS: whoever is on the way to it reads its token, and can end allocations; have it on loopback, and forward a port"}}
+}
+
+// staysHere says whether nothing that is sent to host leaves this one.
+func staysHere(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
 // advisePorts warns of relayed ports that the host gives to other sockets too: while the daemon is away,

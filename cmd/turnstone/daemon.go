@@ -63,6 +63,8 @@ type served struct {
 	patience  time.Duration    // that whoever has the log, or the kernel's side, may take to let go of it
 	takeover  takeover
 
+	closeDashboard context.CancelFunc // nil where there was none
+
 	group *errgroup.Group // of the parts
 	aside context.Context // of those that are not the relay: it ends after that
 	end   func(cause string)
@@ -152,7 +154,11 @@ func (d *served) CloseAllocation(ctx context.Context, id turn.AllocationID) erro
 
 // Acted is for the admin interface.
 func (d *served) Acted(ctx context.Context, e turn.OperatorActed) error {
-	d.log.Info().Uint32("uid", e.UID).Uint32("pid", e.PID).Str("what", e.What).Msg("an operator acts")
+	line := d.log.Info()
+	if e.UID != turn.NoUID {
+		line = line.Uint32("uid", e.UID).Uint32("pid", e.PID)
+	}
+	line.Str("what", e.What).Msg("an operator acts")
 	err := d.relay.Record(ctx, e)
 	if err != nil {
 		d.log.Warn().Err(err).Str("what", e.What).Msg("what an operator does could not be recorded")

@@ -14,7 +14,6 @@ import (
 	"turnstone/turn"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 )
 
 // StateWithin is for the dashboard.
@@ -30,6 +29,11 @@ func (s *logSource) Records(ctx context.Context, from turn.Seq) iter.Seq2[turn.R
 
 // Span is for the dashboard.
 func (s *logSource) Span(ctx context.Context) (first, last turn.Seq, err error) { return s.span(ctx) }
+
+// Before is for the dashboard.
+func (s *logSource) Before(ctx context.Context, id turn.AllocationID) (turn.Seq, error) {
+	return before(ctx, s, id)
+}
 
 // About is for the dashboard.
 func (s *logSource) About() (what string, live bool) {
@@ -53,9 +57,6 @@ func (s *logSource) Live(ctx context.Context) (dashboard.Live, error) {
 	}
 	return dashboard.NewLive(st, nil), nil
 }
-
-// dashboardAddress is where replay --serve is unless it is told otherwise.
-const dashboardAddress = "127.0.0.1:9479"
 
 // listenDashboard opens the address of --listen. Others than this machine's users see it only where they are to.
 func listenDashboard(cmd *cobra.Command, address string) (net.Listener, error) {
@@ -85,7 +86,7 @@ func (f *replayFlags) serveDashboard(cmd *cobra.Command, source *logSource) erro
 	if err != nil {
 		return err
 	}
-	return dashboard.NewServer(source).Serve(cmd.Context(), l)
+	return dashboard.NewServer(source, nil).Serve(cmd.Context(), l)
 }
 
 // ownSource is what a daemon shows of itself.
@@ -107,8 +108,17 @@ func (d ownSource) StateWithin(ctx context.Context, b store.Bound) (*turn.State,
 
 // Records is for the dashboard.
 func (d ownSource) Records(ctx context.Context, from turn.Seq) iter.Seq2[turn.Record, error] {
+	return whileAsked(ctx, d.store.Records(from))
+}
+
+func (d ownSource) each(ctx context.Context, from turn.Seq) iter.Seq2[turn.Record, error] {
+	return whileAsked(ctx, decodeEach(store.Raw(d.store, from), d.store.Keys()))
+}
+
+// whileAsked is records until ctx ends.
+func whileAsked(ctx context.Context, records iter.Seq2[turn.Record, error]) iter.Seq2[turn.Record, error] {
 	return func(yield func(turn.Record, error) bool) {
-		for r, err := range d.store.Records(from) {
+		for r, err := range records {
 			if err == nil {
 				err = ctx.Err()
 			}
@@ -121,6 +131,15 @@ func (d ownSource) Records(ctx context.Context, from turn.Seq) iter.Seq2[turn.Re
 
 // Span is for the dashboard.
 func (d ownSource) Span(context.Context) (first, last turn.Seq, err error) { return d.store.Span() }
+
+func (d ownSource) span(context.Context) (first, last turn.Seq, err error) { return d.store.Span() }
+
+func (d ownSource) stat(context.Context) (store.Stat, error) { return d.store.Stat() }
+
+// Before is for the dashboard.
+func (d ownSource) Before(ctx context.Context, id turn.AllocationID) (turn.Seq, error) {
+	return before(ctx, d, id)
+}
 
 // About is for the dashboard.
 func (d ownSource) About() (what string, live bool) {
@@ -139,32 +158,62 @@ func (d ownSource) Live(ctx context.Context) (dashboard.Live, error) {
 	return dashboard.NewLive(st, nil), nil
 }
 
+// Token is for the dashboard.
+func (d ownSource) Token() string { return d.now.Load().resolved.Token }
+
+// Guessed is for the dashboard.
+func (d ownSource) Guessed(from string) {
+	d.log.Warn().Str("from", from).Msg("somebody has shown the dashboard a wrong token")
+}
+
 // dashboardRetry is after what time an address that was taken is tried again: the daemon that this one takes over from
 // has it until it ends.
 const dashboardRetry = 2 * time.Second
 
-// runDashboard serves the dashboard until ctx ends, where there is to be one. The relay goes on without it.
-func (d *served) runDashboard(ctx context.Context, group *errgroup.Group) {
-	address := d.now.Load().resolved.Dashboard
+// listenElsewhere opens the address that the dashboard is to move to, nil where it stays where it is or is to be nowhere.
+func listenElsewhere(before, after string) (net.Listener, error) {
+	if after == before || after == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", after)
+	if err != nil {
+		return nil, fmt.Errorf("serve the dashboard: %w", err)
+	}
+	return l, nil
+}
+
+// serveDashboard serves the dashboard at an address, empty for nowhere, in place of where it was before: on l, or where that is
+// nil, once the address is to be had. The relay goes on without it.
+func (d *served) serveDashboard(address string, l net.Listener) {
+	if d.closeDashboard != nil {
+		d.closeDashboard()
+	}
 	if address == "" {
 		return
 	}
-	group.Go(func() error {
-		for said := ""; ctx.Err() == nil; {
-			l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	ctx, cancel := context.WithCancel(d.aside)
+	d.closeDashboard = cancel
+	listen := func() (net.Listener, error) { return (&net.ListenConfig{}).Listen(ctx, "tcp", address) }
+	var err error
+	if l == nil {
+		l, err = listen()
+	}
+	d.group.Go(func() error {
+		defer cancel()
+		for said := ""; ; l, err = listen() {
 			if err == nil {
 				d.log.Info().Stringer("address", l.Addr()).Msg("the dashboard is served, to whoever reaches it")
-				err = dashboard.NewServer(ownSource{d}).Serve(ctx, l)
+				err = dashboard.NewServer(ownSource{d}, ownSource{d}).Serve(ctx, l)
 			}
 			if err != nil && err.Error() != said && !errors.Is(err, context.Canceled) {
 				said = err.Error()
-				d.log.Warn().Err(err).Msg("no dashboard: trying again")
+				d.log.Warn().Err(err).Msg("no dashboard, and trying again; choose another address with --dashboard, or --dashboard off")
 			}
 			select {
 			case <-ctx.Done():
+				return nil
 			case <-time.After(dashboardRetry):
 			}
 		}
-		return nil
 	})
 }

@@ -37,7 +37,7 @@ func fields(v reflect.Value) output.Fields {
 	out := output.Fields{}
 	for i := range v.NumField() {
 		name := snake(v.Type().Field(i).Name)
-		if f := v.Field(i); !f.IsZero() || name == "uid" { // 0 is root
+		if f := v.Field(i); (!f.IsZero() || name == "uid") && (name != "uid" || f.Uint() != turn.NoUID) { // 0 is root
 			out = append(out, output.Field{Name: name, Value: plain(f), Detail: details[name]})
 		}
 	}

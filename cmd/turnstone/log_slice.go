@@ -74,7 +74,7 @@ since they would tell.`,
 // slice writes the slice of an allocation.
 func (s *logSource) slice(cmd *cobra.Command, id turn.AllocationID, out string, anonymise bool) (row sliceRow, err error) {
 	ctx := cmd.Context()
-	first, err := s.created(ctx, id)
+	first, err := created(ctx, s, id)
 	if errors.Is(err, errNoHistory) {
 		return row, fmt.Errorf("%w: turnstone log dump shows what is", err)
 	}

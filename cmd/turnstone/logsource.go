@@ -97,6 +97,10 @@ func (s *logSource) records(ctx context.Context, from turn.Seq) iter.Seq2[turn.R
 	}
 }
 
+func (s *logSource) each(ctx context.Context, from turn.Seq) iter.Seq2[turn.Record, error] {
+	return decodeEach(s.raw(ctx, from), s.keys(ctx))
+}
+
 // keys are those of encrypted segments: the daemon's, or what the file is read with.
 func (s *logSource) keys(ctx context.Context) *store.Keyring {
 	if s.client != nil {

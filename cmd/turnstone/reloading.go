@@ -17,7 +17,7 @@ import (
 func needRestart(key string) bool {
 	section, _, _ := strings.Cut(key, ".")
 	switch {
-	case key == "data", key == "admin-socket", key == "dashboard", strings.HasPrefix(key, "auth.http-"):
+	case key == "data", key == "admin-socket", strings.HasPrefix(key, "auth.http-"):
 		return true
 	}
 	return section == "log" && key != "log.level"
@@ -95,6 +95,13 @@ func (d *served) reloadAll(ctx context.Context) (done admin.Reloaded, err error)
 			undo = append(undo, func() { _ = page.Close() })
 		}
 	}
+	dashboard, err := listenElsewhere(old.resolved.Dashboard, r.Dashboard)
+	if err != nil {
+		return done, err
+	}
+	if dashboard != nil {
+		undo = append(undo, func() { _ = dashboard.Close() })
+	}
 	again := d.kernel() == nil && r.Kernel.Mode != "off" // what was in its way may be gone
 	if again || !d.sameKernel(old.resolved, r) {
 		if err = d.changeKernel(ctx, old.resolved, r); err != nil {
@@ -114,6 +121,9 @@ func (d *served) reloadAll(ctx context.Context) (done admin.Reloaded, err error)
 	d.store.SetRetention(r.Retention)
 	if moved {
 		d.serveWeb(page)
+	}
+	if r.Dashboard != old.resolved.Dashboard {
+		d.serveDashboard(r.Dashboard, dashboard)
 	}
 	d.now.Store(&running{config: next, resolved: r})
 	return done, nil

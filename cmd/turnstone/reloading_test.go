@@ -21,7 +21,7 @@ func TestSettingsThatNeedARestart(t *testing.T) {
 			t.Errorf("%s is taken over by a reload, want it to wait for a restart", key)
 		}
 	}
-	for _, key := range []string{"listen", "log.level", "metrics", "kernel.mode", "limits.max-bandwidth", "auth.users", "tls.cert", "relay-ports", "peers.deny"} {
+	for _, key := range []string{"listen", "log.level", "metrics", "dashboard", "dashboard-token", "kernel.mode", "limits.max-bandwidth", "auth.users", "tls.cert", "relay-ports", "peers.deny"} {
 		if slices.Contains(got, key) {
 			t.Errorf("%s waits for a restart, want it taken over by a reload", key)
 		}

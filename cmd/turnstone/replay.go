@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"turnstone/cmd/turnstone/internal/admin"
+	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/output"
 	"turnstone/cmd/turnstone/internal/replay"
 	"turnstone/store"
@@ -108,7 +109,7 @@ func replayCommand(o *options) *cobra.Command {
 	flags.StringVar(&f.number, "channel", "", "Only what has to do with the channel `NUMBER`, such as 0x4000.")
 	flags.BoolVar(&f.diffMaps, "diff-maps", false, "Hold the state against the kernel's live maps instead of showing it; exits 3 where they relay what it does not grant.")
 	flags.BoolVar(&f.serve, "serve", false, "Show the log in a browser, at any moment, until interrupted.")
-	flags.StringVar(&f.listen, "listen", dashboardAddress, "`ADDR` that --serve is at.")
+	flags.StringVar(&f.listen, "listen", config.DefaultDashboard, "`ADDR` that --serve is at.")
 	flags.StringVar(&o.kernel, "kernel-instance", "", "`NAME` of the pins, for --diff-maps; default: as configured.")
 	_ = cmd.RegisterFlagCompletionFunc("kernel-instance", completeInstance) // the flag is there
 	o.completeFilters(cmd)

@@ -2,9 +2,7 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"strconv"
@@ -30,22 +28,9 @@ type walkRow struct {
 	Changes []replay.Change `json:"changes" table:"-"`
 }
 
-// namedChanges is how many changes of one event are told in a line.
-const namedChanges = 6
-
 func rowOfStep(s replay.Step) walkRow {
 	e := rowOf(turn.Record{First: s.Seq, Moment: s.Moment, Events: []turn.Event{s.Event}}, 0)
-	row := walkRow{Seq: e.Seq, Time: e.Time, Kind: e.Kind, Event: e.Event, Changes: s.Changes}
-	var parts []string
-	for _, c := range s.Changes {
-		if !c.Follows() {
-			parts = append(parts, c.String())
-		}
-	}
-	if more := len(parts) - namedChanges; more > 1 {
-		parts = append(parts[:namedChanges], fmt.Sprintf("and %d more", more))
-	}
-	row.What = strings.Join(parts, "; ")
+	row := walkRow{Seq: e.Seq, Time: e.Time, Kind: e.Kind, What: s.String(), Event: e.Event, Changes: s.Changes}
 	if row.Changes == nil {
 		row.Changes, row.What = []replay.Change{}, output.Text(e.Event, true)
 	}
@@ -62,7 +47,7 @@ func (f *replayFlags) walk(cmd *cobra.Command, source *logSource) error {
 	p := &pacer{cmd: cmd, format: f.format, filter: f.filter, in: bufio.NewReader(cmd.InOrStdin()), asks: f.asks(cmd)}
 	p.rows = output.New(cmd.OutOrStdout(), f.format)
 	w := replay.NewWalk(state, f.filter)
-	end := lifetime{id: f.filter.Allocation}
+	end := replay.Lifetime{ID: f.filter.Allocation}
 	for r, err := range source.records(ctx, state.Seq()+1) {
 		if err != nil {
 			_ = p.rows.Close() // the error that matters is the log's
@@ -80,35 +65,11 @@ func (f *replayFlags) walk(cmd *cobra.Command, source *logSource) error {
 		if err != nil {
 			return err
 		}
-		if !more || end.over(w.State(), r.Moment) {
+		if !more || end.Over(w.State(), r.Moment) {
 			break
 		}
 	}
 	return p.rows.Close()
-}
-
-// lateUsage is for how long, by the clock of records, usage is looked for after the end of an allocation.
-const lateUsage = 10 * time.Minute
-
-// lifetime knows when all is said of an allocation, 0 for none.
-type lifetime struct {
-	id    turn.AllocationID
-	lived bool
-	ended turn.Moment
-}
-
-// over says whether nothing more is to come, where the state is s after a record at m.
-func (l *lifetime) over(s *turn.State, m turn.Moment) bool {
-	switch {
-	case l.id == 0:
-		return false
-	case s.Allocation(l.id) != nil:
-		l.lived, l.ended = true, m
-		return false
-	case !l.lived:
-		return false
-	}
-	return m.Boot != l.ended.Boot || m.Uptime-l.ended.Uptime > lateUsage
 }
 
 // walkFrom is the state to begin the walk with.
@@ -118,7 +79,7 @@ func (f *replayFlags) walkFrom(cmd *cobra.Command, source *logSource) (*turn.Sta
 	if !f.begin.set {
 		bound = store.Through(0)
 		if f.filter.Allocation != 0 {
-			made, err := source.created(ctx, f.filter.Allocation)
+			made, err := created(ctx, source, f.filter.Allocation)
 			if err != nil && !errors.Is(err, errNoHistory) {
 				return nil, err
 			}
@@ -130,29 +91,15 @@ func (f *replayFlags) walkFrom(cmd *cobra.Command, source *logSource) (*turn.Sta
 		return nil, err
 	}
 	if !f.begin.set && bound.Seq+1 < first {
-		oldest, err := source.oldest(ctx)
+		at, err := oldest(ctx, source)
 		if err != nil {
 			return nil, err
 		}
-		cmd.PrintErrf("the log begins at event %d: what was before is retired\n", oldest+1)
-		bound = store.Through(oldest)
+		cmd.PrintErrf("the log begins at event %d: what was before is retired\n", at+1)
+		bound = store.Through(at)
 	}
 	state, _, err := source.stateWithin(ctx, bound, warn(cmd))
 	return state, err
-}
-
-// oldest is the first moment that can be folded: that of the oldest snapshot.
-func (s *logSource) oldest(ctx context.Context) (turn.Seq, error) {
-	st, err := s.stat(ctx)
-	if err != nil {
-		return 0, err
-	}
-	for _, p := range st.Snapshots {
-		if p.At+1 >= st.First {
-			return p.At, nil
-		}
-	}
-	return 0, store.ErrRetired
 }
 
 // asks says whether to wait for the user after each step.

@@ -67,6 +67,7 @@ func TestScript(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("NO_COLOR", "1")
+			e.Setenv("TURNSTONE_DASHBOARD", "off") // its default is one address for all of them
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -76,7 +77,7 @@ func TestScript(t *testing.T) {
 			"recipe": recipe, "mode": mode, "shapedlog": shapedLog, "awaitget": awaitGet,
 			"absentcanary": absentCanary, "address": address, "tokenallocate": tokenAllocate, "tlskey": tlsKey,
 			"line": firstLine, "hook": hookServer, "requests": requests, "awaitdraining": awaitDraining,
-			"completes": completes, "mute": mute,
+			"completes": completes, "mute": mute, "post": post,
 		},
 	})
 }
@@ -200,10 +201,34 @@ func relayOnce(ts *testscript.TestScript, server, user, password string) error {
 	return nil
 }
 
-// get URL: what a GET yields, with the status code in front.
-func get(ts *testscript.TestScript, _ bool, args []string) {
+// get URL: what a GET yields, with the status code in front; ! get URL: nobody answers there any more.
+func get(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		until(ts, "nobody is at "+args[0], func() bool {
+			resp, err := http.Get(args[0])
+			if err == nil {
+				resp.Body.Close()
+			}
+			return err != nil
+		})
+		return
+	}
 	resp, err := http.Get(args[0])
 	ts.Check(err)
+	answered(ts, resp)
+}
+
+// post URL TOKEN: asks with a bearer token, and writes code and body to stdout.
+func post(ts *testscript.TestScript, _ bool, args []string) {
+	r, err := http.NewRequest(http.MethodPost, args[0], nil)
+	ts.Check(err)
+	r.Header.Set("Authorization", "Bearer "+args[1])
+	resp, err := http.DefaultClient.Do(r)
+	ts.Check(err)
+	answered(ts, resp)
+}
+
+func answered(ts *testscript.TestScript, resp *http.Response) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	ts.Check(err)

@@ -332,7 +332,7 @@ func (d *served) run(ctx context.Context, cause func() string, sealed uint64, de
 	group.Go(func() error { return d.watchDrain(aside) })
 	group.Go(func() error { return d.certificates.Watch(aside, certificatesEvery) })
 	d.serveWeb(page)
-	d.runDashboard(aside, group)
+	d.serveDashboard(r.Dashboard, nil)
 	if err := d.relay.View(inner, func(*turn.State) {}); err == nil {
 		d.announce(demo, stdout, taker)
 	}

@@ -177,11 +177,16 @@ func Describe(a *turn.Allocation, m turn.Moment) Allocation {
 		out.Channels = append(out.Channels, Channel{Number: c.Number, Peer: c.Peer.String(), Expires: ends(c.Deadline), Overdue: c.Deadline.Passed(m)})
 	}
 	for _, u := range a.Usage {
-		one := Usage{Channel: u.Channel, Path: u.Path, ToPeer: u.ToPeer, ToClient: u.ToClient}
-		if u.Peer.IsValid() {
-			one.Peer = u.Peer.String()
-		}
-		out.Usage = append(out.Usage, one)
+		out.Usage = append(out.Usage, DescribeUsage(u))
+	}
+	return out
+}
+
+// DescribeUsage shows u.
+func DescribeUsage(u turn.Usage) Usage {
+	out := Usage{Channel: u.Channel, Path: u.Path, ToPeer: u.ToPeer, ToClient: u.ToClient}
+	if u.Peer.IsValid() {
+		out.Peer = u.Peer.String()
 	}
 	return out
 }

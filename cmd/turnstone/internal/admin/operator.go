@@ -76,18 +76,30 @@ const shortly = 2 * time.Second
 // act adds a route whose requests are recorded before they are done: where that fails they are not.
 func (r routes) act(o Operators, pattern string, what func(*http.Request) string, h http.HandlerFunc) {
 	r.HandleFunc(pattern, func(w http.ResponseWriter, q *http.Request) {
-		ctx, cancel := context.WithTimeout(q.Context(), patience)
-		defer cancel()
-		if err := o.Acted(ctx, acted(q, what)); err != nil {
-			if errors.Is(err, context.DeadlineExceeded) {
-				err = errors.New("the daemon's log is not open: its log lines say why")
-			}
-			reply(w, nil, fmt.Errorf("not done, since it cannot be recorded: %w", err))
+		if err := Act(q.Context(), o, acted(q, what)); err != nil {
+			reply(w, nil, err)
 			return
 		}
 		h(w, q)
 	})
 }
+
+// Act records what an operator is about to do, which is not to be done after an error.
+func Act(ctx context.Context, o Operators, e turn.OperatorActed) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := o.Acted(ctx, e)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = errors.New("the daemon's log is not open: its log lines say why")
+	}
+	if err != nil {
+		return fmt.Errorf("not done, since it cannot be recorded: %w", err)
+	}
+	return nil
+}
+
+// Close is what an operator does who ends an allocation.
+func Close(id turn.AllocationID) string { return "close allocation " + id.String() }
 
 // look is act, but what a log that cannot be written does not stop.
 func (r routes) look(o Operators, pattern string, what func(*http.Request) string, h http.HandlerFunc) {

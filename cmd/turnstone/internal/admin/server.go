@@ -59,7 +59,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/allocations", s.allocations)
 	mux.HandleFunc("GET /v1/allocations/{id}", s.allocation)
-	mux.act(d, "POST /v1/allocations/{id}/close", func(r *http.Request) string { return "close allocation " + idOf(r) }, s.closeAllocation)
+	mux.act(d, "POST /v1/allocations/{id}/close", closes, s.closeAllocation)
 	mux.HandleFunc("GET /v1/log/stat", s.logStat)
 	mux.HandleFunc("GET /v1/log/pack", s.logPack)
 	mux.HandleFunc("GET /v1/log/records", s.logRecords)
@@ -219,13 +219,13 @@ func allocationID(r *http.Request) (turn.AllocationID, error) {
 	return turn.AllocationID(n), err
 }
 
-// idOf is the allocation's id as the log has it: nothing else that was typed.
-func idOf(r *http.Request) string {
+// closes says in the log which allocation is to end: nothing else that was typed.
+func closes(r *http.Request) string {
 	id, err := allocationID(r)
 	if err != nil {
-		return "unknown"
+		return "close allocation unknown"
 	}
-	return id.String()
+	return Close(id)
 }
 
 func (s *Server) closeAllocation(w http.ResponseWriter, r *http.Request) {

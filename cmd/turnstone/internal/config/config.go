@@ -22,7 +22,9 @@ type Config struct {
 	Data        string   `toml:"data" flag:"data" arg:"DIR" env:"DATA" doc:"Directory of the log and the keys. Default: $STATE_DIRECTORY, as systemd sets it, else ./turnstone-data."`
 	AdminSocket string   `toml:"admin-socket" flag:"admin-socket" arg:"PATH" env:"ADMIN_SOCKET" doc:"Unix socket the other commands talk to. Default: admin.sock in the data directory."`
 	Metrics     string   `toml:"metrics" flag:"metrics" arg:"ADDR" env:"METRICS" doc:"Address of /metrics, /healthz and /readyz, off for none. The default is given up where it is taken."`
-	Dashboard   string   `toml:"dashboard" flag:"dashboard" arg:"ADDR" env:"DASHBOARD" doc:"Address of the dashboard, a web page that shows allocations, traffic and the log, such as 127.0.0.1:9479; off for none. It is for reading only and has no password: every user of a machine reaches its loopback addresses, and sees who relays to whom."`
+	Dashboard   string   `toml:"dashboard" flag:"dashboard" arg:"ADDR" env:"DASHBOARD" doc:"Address of the dashboard, a web page that shows allocations, traffic and the log; off for none. It has no password for reading: every user of a machine reaches its loopback addresses, and sees who relays to whom. Where the address is taken there is no dashboard until it is free."`
+
+	DashboardToken string `toml:"dashboard-token" flag:"dashboard-token" arg:"TOKEN" env:"DASHBOARD_TOKEN" secret:"true" doc:"Token of at least 16 characters; whoever shows it to the dashboard may end allocations there. Without one nobody may, and the dashboard is for reading only. See docs/dashboard.md."`
 
 	ProxyProtocolFrom []string `toml:"proxy-protocol-from" flag:"proxy-protocol-from" arg:"CIDR" env:"PROXY_PROTOCOL_FROM" doc:"Networks (CIDR) of load balancers that begin each TCP or TLS connection with a PROXY protocol header, version 2. It is demanded of them, and of nobody else believed."`
 
@@ -213,7 +215,7 @@ func (s Size) String() string {
 func Default() Config {
 	return Config{
 		Listen: []string{"udp://0.0.0.0:3478", "udp://[::]:3478", "tcp://0.0.0.0:3478", "tcp://[::]:3478"}, RelayPorts: "49152-65535",
-		Realm: "turnstone", Software: "turnstone", Metrics: DefaultMetrics, Dashboard: "off", Mobility: "on", StunDiscovery: "auto", Redirect: "drain",
+		Realm: "turnstone", Software: "turnstone", Metrics: DefaultMetrics, Dashboard: DefaultDashboard, Mobility: "on", StunDiscovery: "auto", Redirect: "drain",
 		Auth: Auth{
 			NonceLifetime: Duration(time.Hour), CredentialGrace: -1,
 			HTTPTimeout: Duration(2 * time.Second), HTTPCache: Duration(5 * time.Minute), HTTPFresh: Duration(10 * time.Second), HTTPRate: 100, HTTPKeys: "md5",
@@ -230,3 +232,6 @@ func Default() Config {
 
 // DefaultMetrics is where metrics are served unless something else is configured.
 const DefaultMetrics = "127.0.0.1:9478"
+
+// DefaultDashboard is where the dashboard is served unless something else is configured.
+const DefaultDashboard = "127.0.0.1:9479"

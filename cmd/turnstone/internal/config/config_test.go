@@ -118,6 +118,7 @@ func TestFileErrorsHideSecrets(t *testing.T) {
 		"Flag":          "[limits]\nauth-secret = \"c4n4ry\"\n",
 		"Dotted":        "auth.user = [\"alice:c4n4ry\"]\n",
 		"Inline":        "auth = { users = [\"alice:c4n4ry\"], bogus = 1 }\n",
+		"Token":         "dashboard-token = \"c4n4ry\"\ndashboard-token = \"c4n4ry\"\n",
 		"Commented":     "[auth] # c4n4ry\nbogus = 1\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -208,6 +209,7 @@ func TestDurationText(t *testing.T) {
 func TestSecretsAreHidden(t *testing.T) {
 	c, other := Default(), Default()
 	c.Auth.HTTPToken, other.Auth.HTTPToken = "c4n4ry", "an0ther"
+	c.DashboardToken = "c4n4ry"
 	c.Auth.Users, c.Auth.Secrets, c.Auth.RealmUsers = []string{"alice:c4n4ry"}, []string{"c4n4ry"}, []string{"r/a:c4n4ry"}
 	c.Auth.AccessTokenKeys = []string{"k:c4n4ry"}
 	theirs := Settings(&other)

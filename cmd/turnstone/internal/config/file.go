@@ -107,7 +107,7 @@ func lineError(file, text string, e *toml.DecodeError, problem string) error {
 }
 
 var (
-	secretLine = regexp.MustCompile(`(?i)user|secret|pass|auth|cred`)
+	secretLine = regexp.MustCompile(`(?i)user|secret|pass|auth|cred|token`)
 	harmless   = regexp.MustCompile(`^\s*(auth\.)?(nonce-lifetime|credential-grace|users-file)\s*=`)
 	tableLine  = regexp.MustCompile(`^\s*\[([^\]"']*)\]\s*(#.*)?$`)
 	keyOf      = regexp.MustCompile(`^\s*[\w.-]+\s*=`)

@@ -39,6 +39,7 @@ type Resolved struct {
 	AdminSocket  string
 	Metrics      string // empty for none
 	Dashboard    string // empty for none
+	Token        string // that the dashboard wants to be shown, empty: it is for reading only
 	MetricsSet   bool   // it is not the default: being taken is an error
 	Demo         bool   // nobody is configured: a demo user is to be made
 	Kernel       Kernel
@@ -133,6 +134,8 @@ func (c *Config) resolve(h host) (Resolved, error) {
 		r.Dashboard = ""
 	}
 	p.check("dashboard", hostPort(r.Dashboard))
+	r.Token = c.DashboardToken
+	p.check("dashboard-token", goodToken(r.Token))
 	if len(r.AdminSocket) > maxSocketPath {
 		p.check("admin-socket", fmt.Errorf("%q has %d bytes, at most %d are possible", r.AdminSocket, len(r.AdminSocket), maxSocketPath))
 	}
@@ -186,6 +189,22 @@ func hostPort(s string) error {
 		}
 	}
 	return fmt.Errorf("%q is neither HOST:PORT nor off", s)
+}
+
+// minToken is how many characters a token has that nobody guesses.
+const minToken = 16
+
+// goodToken checks a token that goes into a header; empty is none. Its error does not show it.
+func goodToken(s string) error {
+	switch {
+	case s == "":
+		return nil
+	case len(s) < minToken:
+		return fmt.Errorf("it has less than %d characters", minToken)
+	case strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return errors.New("it has a character that is not of ASCII, or a space")
+	}
+	return nil
 }
 
 // DataDir is the directory of the log.

@@ -21,8 +21,8 @@ func newCursor(s Source) cursor { return cursor{source: s, turn: make(chan struc
 // nearby is after how many records a snapshot is looked for.
 const nearby = 4096
 
-// view calls f with the state within b.
-func (c *cursor) view(ctx context.Context, b store.Bound, f func(*turn.State)) error {
+// view calls f with the state within b. F may fold the records that follow into it, unless it fails.
+func (c *cursor) view(ctx context.Context, b store.Bound, f func(*turn.State) error) error {
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
@@ -49,8 +49,10 @@ func (c *cursor) view(ctx context.Context, b store.Bound, f func(*turn.State)) e
 			return err
 		}
 	}
+	if err := f(state); err != nil {
+		return err
+	}
 	c.state, c.wall = state, b.Wall
-	f(state)
 	return nil
 }
 

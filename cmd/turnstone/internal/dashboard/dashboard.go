@@ -1,4 +1,5 @@
-// Package dashboard is a web page that shows a relay, and its log at any moment. It is for reading only.
+// Package dashboard is a web page that shows a relay, and its log at any moment. It is for reading,
+// unless an operator has a token.
 package dashboard
 
 import (
@@ -18,9 +19,10 @@ import (
 	"turnstone/kernel"
 	"turnstone/store"
 	"turnstone/turn"
+	"turnstone/turn/relay"
 )
 
-// Source is what a dashboard shows.
+// Source is what a dashboard shows. It may be used from any goroutine.
 type Source interface {
 	// StateWithin is the state within a bound. It is the caller's.
 	StateWithin(ctx context.Context, b store.Bound) (*turn.State, error)
@@ -28,6 +30,9 @@ type Source interface {
 	Records(ctx context.Context, from turn.Seq) iter.Seq2[turn.Record, error]
 	// Span is the sequences of the first and the last event of the log, 0 for none.
 	Span(ctx context.Context) (first, last turn.Seq, err error)
+	// Before is the moment right before an allocation was made, or where that is not in the log any more, the oldest one
+	// that a state is known of.
+	Before(ctx context.Context, id turn.AllocationID) (turn.Seq, error)
 	// About says in a line what this is, and whether a daemon writes it.
 	About() (what string, live bool)
 	// Live is how the daemon is, [ErrNoDaemon] where there is only a file.
@@ -71,26 +76,34 @@ var page embed.FS
 
 // Server serves a dashboard.
 type Server struct {
-	source Source
-	http   http.Server
-	past   cursor // at the moment that was looked at last
-	latest cursor // at the end of the log
+	source   Source
+	operator Operator // nil where there is none
+	http     http.Server
+	past     cursor // at the moment that was looked at last
+	latest   cursor // at the end of the log
+	history  cursor // where a history goes on
+	rates    meter
+	guesses  guesses
 }
 
-// NewServer makes a Server.
-func NewServer(s Source) *Server {
-	d := &Server{source: s, past: newCursor(s), latest: newCursor(s)}
+// NewServer makes a Server. Without an Operator it is for reading only.
+func NewServer(s Source, o Operator) *Server {
+	d := &Server{source: s, operator: o, past: newCursor(s), latest: newCursor(s), history: newCursor(s), rates: newMeter(s)}
 	files, err := fs.Sub(page, "page")
 	if err != nil {
 		panic(err) // it is embedded
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", http.FileServerFS(files))
-	mux.HandleFunc("/api/span", d.span)
-	mux.HandleFunc("/api/state", d.state)
-	mux.HandleFunc("/api/live", d.live)
+	mux.Handle("GET /", http.FileServerFS(files))
+	mux.HandleFunc("GET /api/span", d.span)
+	mux.HandleFunc("GET /api/state", d.state)
+	mux.HandleFunc("GET /api/rates", d.showRates)
+	mux.HandleFunc("GET /api/history", d.showHistory)
+	mux.HandleFunc("GET /api/live", d.live)
+	mux.HandleFunc("POST /api/operator", d.act(func(*http.Request) error { return nil }))
+	mux.HandleFunc("POST /api/allocations/{id}/close", d.act(d.closeAllocation))
 	d.http = http.Server{
-		Handler: crash.Handler(guard(mux)), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second,
+		Handler: crash.Handler(guard(mux, d.acts)), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 1 << 14,
 	}
 	return d
@@ -117,7 +130,7 @@ func reply(w http.ResponseWriter, v any, err error) {
 		switch {
 		case errors.As(err, new(askedError)):
 			code = http.StatusBadRequest
-		case errors.Is(err, ErrNoDaemon), errors.Is(err, store.ErrRetired):
+		case errors.Is(err, ErrNoDaemon), errors.Is(err, store.ErrRetired), errors.Is(err, relay.ErrNoAllocation), errors.Is(err, errNoHistory):
 			code = http.StatusNotFound
 		}
 		w.WriteHeader(code)
@@ -138,6 +151,7 @@ type Span struct {
 
 	About string `json:"about"`
 	Live  bool   `json:"live"` // there is more to come
+	Acts  bool   `json:"acts"` // whoever has the token may act
 }
 
 // Event says where an event is, 0 for nowhere, and when its record was written.
@@ -149,6 +163,7 @@ type Event struct {
 func (s *Server) span(w http.ResponseWriter, r *http.Request) {
 	var out Span
 	out.About, out.Live = s.source.About()
+	out.Acts = s.acts()
 	first, last, err := s.source.Span(r.Context())
 	if err == nil && first > 0 {
 		out.First, err = s.event(r.Context(), first)

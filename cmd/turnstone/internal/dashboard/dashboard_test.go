@@ -38,6 +38,17 @@ func (f file) Records(_ context.Context, from turn.Seq) iter.Seq2[turn.Record, e
 
 func (f file) Span(context.Context) (first, last turn.Seq, err error) { return f.Reader.Span() }
 
+func (f file) Before(_ context.Context, id turn.AllocationID) (turn.Seq, error) {
+	for r, err := range f.Reader.Records(1) {
+		for i, e := range r.Events {
+			if made, ok := e.(turn.AllocationCreated); ok && made.Allocation == id {
+				return r.First + turn.Seq(i) - 1, err
+			}
+		}
+	}
+	return 0, nil
+}
+
 func (f file) About() (string, bool) { return "a test", f.live != nil }
 
 func (f file) Live(context.Context) (Live, error) {
@@ -57,6 +68,12 @@ type served struct {
 
 func serve(t *testing.T, live *Live) *served {
 	t.Helper()
+	return serveFor(t, live, nil)
+}
+
+// serveFor is serve with somebody who acts.
+func serveFor(t *testing.T, live *Live, o Operator) *served {
+	t.Helper()
 	dir := t.TempDir()
 	end, err := shape.Write(t.Context(), dir, 2500, shape.Options{
 		Options: calls.Options{Seed: 1, Allocations: 60, RestartEvery: 1000}, Store: store.Options{SegmentSize: 64 << 10},
@@ -75,7 +92,7 @@ func serve(t *testing.T, live *Live) *served {
 	s := &served{t: t, file: file{r, live}, end: end, url: "http://" + l.Addr().String()}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- NewServer(s.file).Serve(ctx, l) }()
+	go func() { ended <- NewServer(s.file, o).Serve(ctx, l) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
@@ -155,6 +172,8 @@ func TestHostileRequestsAreRefused(t *testing.T) {
 		{"link-to-the-api", "GET", "/api/state", set("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document"), 403},
 		{"frame-elsewhere", "GET", "/", set("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "iframe"), 403},
 		{"post", "POST", "/api/state", nil, 405},
+		{"sign-in-where-nobody-may", "POST", "/api/operator", set("Authorization", "Bearer "+token), 405},
+		{"act-where-nobody-may", "POST", "/api/allocations/1/close", set("Authorization", "Bearer "+token), 405},
 		{"delete", "DELETE", "/", nil, 405},
 		{"options", "OPTIONS", "/api/state", nil, 405},
 		{"no-file", "GET", "/../dashboard.go", nil, 404},

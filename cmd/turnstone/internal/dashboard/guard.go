@@ -7,9 +7,9 @@ import (
 )
 
 // guard refuses what another site may have a browser ask: whatever names another host than an address of this machine
-// (DNS rebinding), comes from another origin, or is not for reading. What is answered may not be framed, cached or read by
-// another site, and the page loads nothing from elsewhere.
-func guard(h http.Handler) http.Handler {
+// (DNS rebinding), comes from another origin, or is not for reading while nobody may act. What is answered may not be framed,
+// cached or read by another site, and the page loads nothing from elsewhere.
+func guard(h http.Handler, acts func() bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		head := w.Header()
 		head.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
@@ -24,7 +24,7 @@ func guard(h http.Handler) http.Handler {
 			http.Error(w, "this host name is not the dashboard's: use its address, or localhost", http.StatusMisdirectedRequest)
 		case !ownSite(r):
 			http.Error(w, "another site asks", http.StatusForbidden)
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		case !reads(r) && (r.Method != http.MethodPost || !acts()):
 			head.Set("Allow", "GET, HEAD")
 			http.Error(w, "the dashboard is for reading", http.StatusMethodNotAllowed)
 		default:
@@ -62,5 +62,7 @@ func ownSite(r *http.Request) bool {
 	case "", "same-origin", "none":
 		return true
 	}
-	return r.URL.Path == "/" && r.Header.Get("Sec-Fetch-Mode") == "navigate" && r.Header.Get("Sec-Fetch-Dest") == "document"
+	return r.URL.Path == "/" && reads(r) && r.Header.Get("Sec-Fetch-Mode") == "navigate" && r.Header.Get("Sec-Fetch-Dest") == "document"
 }
+
+func reads(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }

@@ -73,13 +73,20 @@ func (s *Server) state(w http.ResponseWriter, r *http.Request) {
 		reply(w, nil, err)
 		return
 	}
-	c := &s.past
-	if q.bound == store.Everything() {
-		c = &s.latest
-	}
 	var out State
-	err = c.view(r.Context(), q.bound, func(st *turn.State) { out = q.show(st) })
+	err = s.cursor(q).view(r.Context(), q.bound, func(st *turn.State) error {
+		out = q.show(st)
+		return nil
+	})
 	reply(w, out, err)
+}
+
+// cursor is the one that is nearest to what q asks for.
+func (s *Server) cursor(q query) *cursor {
+	if q.bound == store.Everything() {
+		return &s.latest
+	}
+	return &s.past
 }
 
 // show shows what q asks of s.

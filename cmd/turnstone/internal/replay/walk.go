@@ -2,6 +2,8 @@ package replay
 
 import (
 	"fmt"
+	"strings"
+	"time"
 
 	"turnstone/turn"
 )
@@ -12,6 +14,23 @@ type Step struct {
 	Moment  turn.Moment
 	Event   turn.Event
 	Changes []Change // of what the filter takes
+}
+
+// namedChanges is how many changes of one event are told in a line.
+const namedChanges = 6
+
+// String is what has changed, for people who know the day, without what follows from the rest.
+func (s Step) String() string {
+	var parts []string
+	for _, c := range s.Changes {
+		if !c.Follows() {
+			parts = append(parts, c.String())
+		}
+	}
+	if more := len(parts) - namedChanges; more > 1 {
+		parts = append(parts[:namedChanges], fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(parts, "; ")
 }
 
 // Walk goes through a log event by event.
@@ -112,3 +131,27 @@ func (w *Walk) late(u turn.UsageRecorded) []Change {
 
 // late is the What of usage that was recorded when its allocation was gone.
 const late = "late"
+
+// lateUsage is for how long, by the clock of records, usage is looked for after the end of an allocation.
+const lateUsage = 10 * time.Minute
+
+// Lifetime knows when all is said of an allocation. That of ID 0 never ends.
+type Lifetime struct {
+	ID    turn.AllocationID
+	lived bool
+	ended turn.Moment
+}
+
+// Over says whether nothing more is to come, where the state is s after a record at m.
+func (l *Lifetime) Over(s *turn.State, m turn.Moment) bool {
+	switch {
+	case l.ID == 0:
+		return false
+	case s.Allocation(l.ID) != nil:
+		l.lived, l.ended = true, m
+		return false
+	case !l.lived:
+		return false
+	}
+	return m.Boot != l.ended.Boot || m.Uptime-l.ended.Uptime > lateUsage
+}
