@@ -81,6 +81,21 @@ func (p *dashboard) wantClean() {
 	}
 }
 
+// forgive waits for a problem with text, and forgets it.
+func (p *dashboard) forgive(text string) {
+	p.t.Helper()
+	eventually(p.t, "the browser says "+text, func() error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		i := slices.IndexFunc(p.problems, func(s string) bool { return strings.Contains(s, text) })
+		if i < 0 {
+			return fmt.Errorf("got %q", p.problems)
+		}
+		p.problems = slices.Delete(p.problems, i, i+1)
+		return nil
+	})
+}
+
 func (p *dashboard) act(steps ...chromedp.Action[chromedp.Void]) {
 	p.t.Helper()
 	if err := chromedp.Do(p.ctx, steps...); err != nil {
@@ -105,7 +120,7 @@ func (p *dashboard) text(id string) string {
 func (p *dashboard) eventually(what, condition string) {
 	p.t.Helper()
 	eventually(p.t, what, func() error {
-		if !valueOf[bool](p, condition) {
+		if !valueOf[bool](p, "!!("+condition+")") {
 			return fmt.Errorf("the page says %q", valueOf[string](p, "document.body.innerText"))
 		}
 		return nil
@@ -193,7 +208,12 @@ func TestChromiumDashboardOfALog(t *testing.T) {
 	if got := p.text("found"); !strings.HasPrefix(got, atEnd) {
 		t.Fatalf("got %q, want %s", got, atEnd)
 	}
-	p.wantNames()
+	p.eventually("the traffic before is shown", drawn("charts")+` && document.getElementById("traffic-note").textContent.includes("by the usage in the log")`)
+	p.wantNames(
+		"banner", "main", "heading Turnstone", "region Moment", "slider Moment of the log", "button Play", "combobox Speed", "region Allocations",
+		"search", "searchbox Search", "table allocations at this moment", "columnheader Client", "navigation Pages of allocations", "status",
+		"region Traffic in the half hour before",
+	)
 
 	last := valueOf[float64](p, "Number(slider.value)")
 	p.tabTo("slider")
@@ -231,6 +251,8 @@ func TestChromiumDashboardOfALog(t *testing.T) {
 	p.press(kb.Enter)
 	p.eventually("it is shown with what it holds", `!one.hidden && one.textContent.includes("Permissions") && document.activeElement.getAttribute("aria-expanded") === "true"`)
 
+	p.wantHistory()
+
 	dark, light := p.scheme("dark"), p.scheme("light")
 	if dark == light || dark[0] != "rgb(20, 24, 28)" || light[0] != "rgb(255, 255, 255)" {
 		t.Errorf("got the colours %q when dark and %q when light", dark, light)
@@ -244,8 +266,8 @@ func TestChromiumDashboardOfALog(t *testing.T) {
 	p.wantClean()
 }
 
-// wantNames checks the tree that a screen reader goes by.
-func (p *dashboard) wantNames() {
+// wantNames checks the tree that a screen reader goes by: it has these roles with their names, and no control without one.
+func (p *dashboard) wantNames(names ...string) {
 	p.t.Helper()
 	tree, err := chromedp.Run(p.ctx, func(ctx context.Context, t *chromedp.Target) (accessibility.GetFullAXTreeResult, error) {
 		return cdp.Call(ctx, t, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})
@@ -263,25 +285,66 @@ func (p *dashboard) wantNames() {
 			name = strings.Trim(string(n.Name.Value), `"`)
 		}
 		got = append(got, strings.TrimSpace(role+" "+name))
-		if name == "" && slices.Contains([]string{"button", "slider", "combobox", "searchbox", "region", "table", "link", "navigation"}, role) {
+		if name == "" && slices.Contains([]string{"button", "slider", "combobox", "searchbox", "region", "table", "link", "navigation", "dialog", "alertdialog", "textbox", "img"}, role) {
 			p.t.Errorf("a %s has no name", role)
 		}
 	}
-	for _, want := range []string{
-		"banner", "main", "heading Turnstone", "region Moment", "slider Moment of the log", "button Play", "combobox Speed", "region Allocations",
-		"search", "searchbox Search", "table allocations at this moment", "columnheader Client", "navigation Pages of allocations", "status",
-	} {
+	for _, want := range names {
 		if !slices.Contains(got, want) {
-			p.t.Errorf("a screen reader finds no %q in %q", want, got)
+			role, _, _ := strings.Cut(want, " ")
+			p.t.Errorf("a screen reader finds no %q among %q", want, slices.DeleteFunc(slices.Clone(got), func(one string) bool { return !strings.HasPrefix(one, role) }))
 		}
 	}
 }
+
+// drawn says of the charts in an element that there are some, and that something is in them.
+func drawn(id string) string {
+	return fmt.Sprintf(`[...document.querySelectorAll("#%s polyline")].some((l) => l.getAttribute("points").split(" ").some((at) => Number(at.split(",")[1]) < 90))`, id)
+}
+
+// wantHistory opens the history of the allocation that is shown, and that of one of its channels, with the keyboard alone.
+func (p *dashboard) wantHistory() {
+	p.t.Helper()
+	id := valueOf[string](p, `one.querySelector("button").dataset.key.split(" ")[1]`)
+	p.act(chromedp.Evaluate[chromedp.Void](`one.querySelector("button").focus()`))
+	p.press(kb.Enter)
+	p.eventually("its history is shown, and has the focus", `document.activeElement.id === "history" && document.querySelector("#history-events tbody tr")`+
+		` && document.getElementById("history-about").textContent.endsWith("up to the end of the log")`)
+	if got := p.text("history-events"); !strings.Contains(got, "AllocationCreated") || !strings.Contains(got, "ChannelBound") {
+		p.t.Errorf("got the history %q, want all of it", got)
+	}
+	p.wantNames("region History of allocation "+id, "table events", "columnheader What", "button Leave the history")
+	current := `document.querySelector("#history-events [aria-current] button").textContent`
+	first := valueOf[string](p, `document.querySelector("#history-events button").textContent`)
+	if got := valueOf[string](p, current); got == first {
+		p.t.Errorf("event %s is the last one of the allocation at the end of the log, want a later one", got)
+	}
+	p.act(chromedp.Evaluate[chromedp.Void](`document.querySelector("#history-events button").focus()`))
+	p.press(kb.Enter)
+	p.eventually("the moment of an event is shown, and marked in the history", fmt.Sprintf(`where.textContent.startsWith("event %s ") && %s === %q`, first, current, first))
+	p.tabTo("end")
+	p.press(kb.Enter)
+	p.eventually("the end is shown", `one.querySelector("[data-key*=' 0x']")`)
+	p.act(chromedp.Evaluate[chromedp.Void](`one.querySelector("[data-key*=' 0x']").focus()`))
+	key := valueOf[string](p, `document.activeElement.dataset.key`)
+	channel := key[strings.LastIndex(key, " ")+1:]
+	p.press(kb.Enter)
+	p.eventually("the history of a channel is shown", fmt.Sprintf(`document.getElementById("history-title").textContent === "History of channel %s of allocation %s" &&
+		document.getElementById("history-events").textContent.includes("channel %s to ")`, channel, id, channel))
+	p.tabTo("history-close")
+	p.press(kb.Enter)
+	p.eventually("the history is left, and the focus is where it was", fmt.Sprintf(`document.getElementById("history").hidden && document.activeElement.dataset.key === %q`, key))
+	p.act(chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`location.hash = "allocation=%s"`, id)))
+	p.eventually("an address leads to a history", fmt.Sprintf(`document.getElementById("history-title").textContent === "History of allocation %s"`, id))
+}
+
+const token = "0123456789abcdef"
 
 // TestChromiumDashboardOfADaemon watches a call in the dashboard of the daemon that relays it.
 func TestChromiumDashboardOfADaemon(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
-	d := startDaemon(t, s, append(slices.Clone(onLoopback), "--dashboard", "127.0.0.1:9479")...)
+	d := startDaemon(t, s, append(slices.Clone(onLoopback), "--dashboard-token", token)...)
 	b := newBrowser(t, s)
 	c := b.call(t, "turn:"+server4+"?transport=udp")
 	c.wantRelayed(d, "udp")
@@ -303,6 +366,79 @@ func TestChromiumDashboardOfADaemon(t *testing.T) {
 	p.act(chromedp.Evaluate[chromedp.Void](`speed.value = 10; play.click()`))
 	p.eventually("the call is there again when the log is played", `/^[2-9] of/.test(found.textContent)`)
 	p.eventually("it plays to the end", `play.textContent === "Play" && found.textContent.startsWith("0 of 0 ")`)
+	p.eventually("the traffic of that time is in the log", drawn("charts")+` && document.getElementById("traffic-title").textContent === "Traffic in the half hour before"`)
+	p.act(chromedp.Evaluate[chromedp.Void](`location.hash = "allocation=1"`))
+	p.eventually("the history of an allocation that is gone", drawn("history-charts")+` && document.getElementById("history-events").textContent.includes("AllocationDeleted")`)
+	p.act(chromedp.EmulateViewport(1000, 900))
+	p.act(chromedp.Evaluate[chromedp.Void](`document.getElementById("history").scrollIntoView()`))
+	p.picture("dashboard-history.png")
+	p.wantClean()
+	d.stop()
+	d.verify()
+}
+
+// TestChromiumDashboardForAnOperator ends an allocation in the dashboard, with the keyboard alone.
+func TestChromiumDashboardForAnOperator(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	d := startDaemon(t, s, append(slices.Clone(onLoopback), "--dashboard-token", token)...)
+	b := newBrowser(t, s)
+	c := b.call(t, "turn:"+server4+"?transport=udp")
+	c.wantRelayed(d, "udp")
+	p := b.dashboard(t, "http://127.0.0.1:9479/")
+	p.eventually("the call is there", `list.querySelectorAll("tbody tr").length >= 2`)
+	p.act(chromedp.Evaluate[chromedp.Void](`list.querySelector("button").focus()`))
+	p.press(kb.Enter)
+	p.eventually("an allocation is shown, which nobody may close yet", `!one.hidden && !one.textContent.includes("Close allocation")`)
+	p.act(chromedp.Evaluate[chromedp.Void](`document.getElementById("sign").focus()`))
+	p.press(kb.Enter)
+	p.eventually("the token is asked for", `document.activeElement.id === "token" && document.getElementById("sign-dialog").open`)
+	p.wantNames("dialog Sign in", "textbox The dashboard-token of the daemon", "button Cancel")
+	p.press(strings.Split("wrong", "")...)
+	p.press(kb.Enter)
+	p.eventually("a wrong token is refused", `document.getElementById("sign-error").textContent === "this is not the token"`)
+	p.forgive("401")
+	p.press(kb.Escape)
+	p.eventually("nothing was kept", `!document.getElementById("sign-dialog").open && sessionStorage.length === 0 && document.getElementById("sign").textContent === "Sign in"`)
+	p.act(chromedp.Evaluate[chromedp.Void](`document.getElementById("sign").focus()`))
+	p.press(kb.Enter)
+	p.press(strings.Split(token, "")...)
+	p.press(kb.Enter)
+	p.eventually("the operator is signed in", `document.getElementById("sign").textContent === "Sign out" && one.textContent.includes("Close allocation")`)
+	if got := valueOf[string](p, `document.cookie + location.href + Object.keys(localStorage)`); strings.Contains(got, token) {
+		t.Errorf("the token is in %q", got)
+	}
+	p.act(chromedp.Evaluate[chromedp.Void](`one.querySelector("[data-key^=close]").focus()`))
+	id := valueOf[string](p, `document.activeElement.dataset.key.split(" ")[1]`)
+	p.press(kb.Enter)
+	p.eventually("it is asked again, and Cancel has the focus", `window["confirm-dialog"].open && document.activeElement.id === "confirm-cancel"`)
+	p.wantNames("alertdialog Close allocation "+id+"?", "button Close the allocation")
+	p.picture("dashboard-close.png")
+	p.press(kb.Enter)
+	p.eventually("nothing is done, and the focus is where it was", fmt.Sprintf(`!window["confirm-dialog"].open && document.activeElement.dataset.key === "close %s"`, id))
+	if got := valueOf[string](p, `found.textContent`); strings.HasPrefix(got, "0 ") {
+		t.Errorf("got %q, want that the call goes on", got)
+	}
+	p.press(kb.Enter)
+	p.tabTo("confirm-do")
+	p.press(kb.Enter)
+	p.eventually("it is closed", fmt.Sprintf(`document.getElementById("said").textContent === "allocation %s is closed" && !document.querySelector("[data-key='allocation %s']")`, id, id))
+	_, dump, _ := d.command("log", "dump", "--data", d.dir)
+	for _, want := range []string{
+		fmt.Sprintf(`"kind":"OperatorActed","event":{"what":"close allocation %s, in the dashboard, from 127.0.0.1"}`, id),
+		fmt.Sprintf(`"kind":"AllocationDeleted","event":{"allocation":%s,"reason":"operator"}`, id),
+	} {
+		if !strings.Contains(dump, want) {
+			t.Errorf("the log has no %s in\n%s", want, dump)
+		}
+	}
+	p.act(chromedp.Evaluate[chromedp.Void](`document.getElementById("sign").focus()`))
+	p.press(kb.Enter)
+	p.eventually("the operator has signed out", `document.getElementById("sign").textContent === "Sign in" && sessionStorage.length === 0`)
+	p.act(chromedp.EmulateViewport(375, 800))
+	if got := valueOf[int64](p, "document.documentElement.scrollWidth"); got > 375 {
+		t.Errorf("the page is %d wide on a screen of 375", got)
+	}
 	p.wantClean()
 	d.stop()
 	d.verify()

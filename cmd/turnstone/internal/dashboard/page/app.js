@@ -1,58 +1,24 @@
-// The page asks the server for states, and shows them. It keeps nothing.
-const $ = (id) => document.getElementById(id);
-
-// make is an element with attributes and children.
-function make(name, attributes = {}, ...children) {
-  const e = document.createElement(name);
-  for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
-  e.append(...children);
-  return e;
-}
-
-async function ask(path, query = {}) {
-  const answer = await fetch(`api/${path}?${new URLSearchParams(query)}`);
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error);
-  return body;
-}
-
-function set(e, text) { if (e.textContent !== text) e.textContent = text; }
-function say(text) { $("said").textContent = text; }
-function fail(err) { $("error").hidden = !err; set($("error"), err ? `This cannot be shown: ${err.message}` : ""); }
+// The page asks the server for states, and shows them. It keeps nothing but an operator's token.
+import { $, amount, ask, button, clock, fail, facts, make, say, set, settled, stamp, table } from "./parts.js";
+import * as chronicle from "./history.js";
+import { closeAllocation, offer, signedIn } from "./operator.js";
+import { measured, showNow, showPast } from "./traffic.js";
 
 // after is the first millisecond at which an event is seen: its own time is finer.
 const after = (event) => Date.parse(event.time) + 1;
-const stamp = (ms) => new Date(ms).toISOString().replace("T", " ").replace("Z", " UTC");
-function amount(n, unit) {
-  for (const prefix of ["", "k", "M", "G", "T"]) {
-    if (n < 1000 || prefix === "T") return `${n.toFixed(prefix ? 1 : 0)} ${prefix}${unit}`;
-    n /= 1000;
-  }
-}
 
 const now = { span: null, live: false, follows: true, at: 0, seq: 0, playing: false, offset: 0, chosen: 0 };
 const rows = 25;
-
-// table is one with roles of its own, since a phone shows it as a list.
-function table(caption, columns, list) {
-  const t = make("table", { role: "table" }, make("caption", { class: "unseen" }, caption));
-  t.append(make("thead", { role: "rowgroup" }, make("tr", { role: "row" },
-    ...columns.map((c) => make("th", { role: "columnheader", scope: "col", class: c.number ? "number" : "" }, c.name)))));
-  t.append(make("tbody", { role: "rowgroup" }, ...list.map((one) => make("tr", { role: "row" },
-    ...columns.map((c) => make("td", { role: "cell", "data-name": c.name, class: c.number ? "number" : "" }, c.of(one)))))));
-  return t;
-}
-
-function facts(e, list) {
-  e.replaceChildren(...list.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, String(value)))));
-}
 
 const bytesOf = (a) => a.usage.reduce((n, u) => n + u.to_peer.bytes + u.to_client.bytes, 0);
 
 const columns = [
   { name: "Allocation", of: (a) => {
-    const b = make("button", { type: "button", "aria-label": `Show allocation ${a.id}`, "data-id": a.id }, String(a.id));
-    b.onclick = () => { now.chosen = now.chosen === a.id ? 0 : a.id; show(now.state); if (now.chosen) say(`allocation ${a.id} is shown below the list`); };
+    const b = button(String(a.id), `Show allocation ${a.id}`, `allocation ${a.id}`, () => {
+      now.chosen = now.chosen === a.id ? 0 : a.id;
+      show(now.state);
+      if (now.chosen) say(`allocation ${a.id} is shown below the list`);
+    });
     b.setAttribute("aria-expanded", String(now.chosen === a.id));
     return b;
   } },
@@ -61,16 +27,22 @@ const columns = [
   { name: "Relayed", of: (a) => a.relayed.join(", ") },
   { name: "Channels", number: true, of: (a) => String(a.channels.length) },
   { name: "Recorded bytes", number: true, of: (a) => amount(bytesOf(a), "B") },
-  { name: "Expires", of: (a) => a.overdue ? "overdue" : stamp(Date.parse(a.expires)).slice(11, 19) },
+  { name: "Expires", short: true, of: (a) => a.overdue ? "overdue" : clock(Date.parse(a.expires)) },
 ];
 
 function showOne(a) {
   $("one").hidden = !a;
   if (!a) return;
   const until = { name: "Expires", of: (x) => x.overdue ? "overdue" : stamp(Date.parse(x.expires)) };
+  const does = make("div", { class: "row" }, button("History", `History of allocation ${a.id}`, `history ${a.id}`, () => chronicle.open(a.id)));
+  if (signedIn() && now.live && now.follows) {
+    does.append(button("Close allocation", `Close allocation ${a.id}`, `close ${a.id}`, () => closeAllocation(a, () => look({}))));
+  }
   $("one").replaceChildren(
-    make("h3", {}, `Allocation ${a.id}: ${a.username || "no user"}, made ${stamp(Date.parse(a.created))}`),
-    make("h3", {}, "Channels"), table("channels", [{ name: "Channel", of: (c) => c.number }, { name: "Peer", of: (c) => c.peer }, until], a.channels),
+    make("h3", {}, `Allocation ${a.id}: ${a.username || "no user"}, made ${stamp(Date.parse(a.created))}`), does,
+    make("h3", {}, "Channels"), table("channels", [{ name: "Channel", of: (c) => c.number }, { name: "Peer", of: (c) => c.peer }, until, {
+      name: "History", of: (c) => button("History", `History of channel ${c.number} of allocation ${a.id}`, `history ${a.id} ${c.number}`, () => chronicle.open(a.id, c.number)),
+    }], a.channels),
     make("h3", {}, "Permissions"), table("permissions", [{ name: "Peer", of: (p) => p.peer }, until], a.permissions),
     make("h3", {}, "Recorded usage"), table("recorded usage", [
       { name: "Path", of: (u) => u.path }, { name: "Channel", of: (u) => u.channel }, { name: "Peer", of: (u) => u.peer || "–" },
@@ -81,7 +53,7 @@ function showOne(a) {
 // show shows a state, and keeps the focus where it is.
 function show(s) {
   now.state = s;
-  const focused = document.activeElement?.dataset?.id;
+  const focused = document.activeElement?.dataset?.key;
   now.seq = s.seq;
   now.at = s.seq ? Date.parse(s.at) : Date.parse(now.span.first.time);
   const time = s.seq ? stamp(now.at) : "before the first event";
@@ -100,7 +72,9 @@ function show(s) {
   $("back").disabled = s.seq <= Math.max(now.span.first.seq - 1, 0);
   $("forth").disabled = s.seq >= now.span.last.seq;
   showOne(s.allocations.find((a) => a.id === now.chosen));
-  if (focused) document.querySelector(`button[data-id="${CSS.escape(focused)}"]`)?.focus();
+  chronicle.mark(s.seq);
+  if (now.live && now.follows) showNow(); else showPast(now.moment);
+  if (focused) document.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
 }
 
 // look asks for a moment. Of several that are asked for at once the last one counts.
@@ -120,6 +94,10 @@ async function look(moment) {
 
 async function measure() {
   now.span = await ask("span");
+  if (now.acts !== now.span.acts) {
+    now.acts = now.span.acts;
+    offer(now.acts, () => { if (now.state) show(now.state); });
+  }
   const first = after(now.span.first), last = after(now.span.last);
   const slider = $("slider");
   slider.min = first; slider.max = Math.max(last, first + 1); slider.step = 1;
@@ -158,12 +136,6 @@ async function play() {
   if (now.playing) { pause(); say(`played to ${$("time").textContent}`); }
 }
 
-// What is done with the slider, and typed, is asked for when there was nothing new for a moment.
-function settled(f) {
-  let timer;
-  return () => { clearTimeout(timer); timer = setTimeout(f, 120); };
-}
-
 const slide = settled(async () => { if (await look(atTime(Number($("slider").value)))) say(`${now.state.count} allocations`); });
 $("slider").addEventListener("input", () => { leave(false); slide(); });
 // An arrow key moves by a thousandth, Page Up and Page Down by a twentieth of the log.
@@ -176,10 +148,12 @@ $("slider").addEventListener("keydown", (e) => {
   s.dispatchEvent(new Event("input"));
 });
 
-async function step(by) {
+async function leap(seq) {
   leave(false);
-  if (await look({ seq: Math.max(now.seq + by, 0) })) say(`event ${now.seq}, ${now.state.count} allocations`);
+  if (await look({ seq })) say(`event ${now.seq}, ${now.state.count} allocations`);
 }
+chronicle.leadsTo(leap);
+const step = (by) => leap(Math.max(now.seq + by, 0));
 $("back").onclick = () => step(-1);
 $("forth").onclick = async () => {
   // An event is within a record, whose events become true together: go on until something has.
@@ -202,46 +176,6 @@ async function turn(by) { now.offset = Math.max(now.offset + by * rows, 0); if (
 $("previous").onclick = () => turn(-1);
 $("next").onclick = () => turn(1);
 
-// Traffic is drawn as it comes: what each path relayed in each second of the last two minutes.
-const kept = 120;
-const series = new Map();
-let before;
-const classes = ["one", "two", "three"];
-
-function chart(path, list, most) {
-  const ns = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(ns, "svg");
-  svg.setAttribute("viewBox", `0 0 ${kept - 1} 100`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `${path}: ${list.map((l) => `${l.way} ${l.text}`).join(", ")}; at most ${amount(most, "bit/s")} in the last two minutes`);
-  list.forEach((l, i) => {
-    const line = document.createElementNS(ns, "polyline");
-    line.setAttribute("class", classes[i]);
-    line.setAttribute("points", l.values.map((v, x) => `${kept - l.values.length + x},${99 - 97 * v / Math.max(most, 1)}`).join(" "));
-    svg.append(line);
-  });
-  return make("figure", {}, make("h3", {}, path[0].toUpperCase() + path.slice(1)), svg, make("figcaption", {},
-    make("ul", {}, ...list.map((l, i) => make("li", { class: classes[i] }, `${i ? (i > 1 ? "⋯ " : "┅ ") : "━ "}${l.way}: ${l.text}`)))));
-}
-
-function drawTraffic(live) {
-  const t = performance.now(), counted = new Map(live.traffic.map((x) => [`${x.path} ${x.way}`, x]));
-  const last = before;
-  before = { t, counted };
-  if (!last) return;
-  const seconds = (t - last.t) / 1000, paths = new Map();
-  for (const [key, x] of counted) {
-    const was = last.counted.get(key) ?? x;
-    const bits = Math.max(x.bytes - was.bytes, 0) * 8 / seconds, packets = Math.max(x.packets - was.packets, 0) / seconds;
-    const values = [...(series.get(key) ?? []), bits].slice(-kept);
-    series.set(key, values);
-    if (!paths.has(x.path)) paths.set(x.path, []);
-    paths.get(x.path).push({ way: x.way, values, text: `${amount(bits, "bit/s")}, ${amount(packets, "packets/s")}` });
-  }
-  $("charts").replaceChildren(...[...paths].map(([path, list]) => chart(path, list, Math.max(...list.flatMap((l) => l.values)))));
-}
-
 function drawHealth(live) {
   const s = live.status, k = live.kernel, list = [["Relays", s.kernel], ["Ready", s.ready ? "yes" : "no"], ["Draining", s.draining ? "yes" : "no"],
     ["Disk", s.room], ["Log", `event ${s.seq}, epoch ${s.epoch}`]];
@@ -261,9 +195,13 @@ async function watch() {
   for (let n = 0; ; n++) {
     try {
       const live = await ask("live");
-      drawTraffic(live);
+      measured(live);
       drawHealth(live);
-      if (now.follows && n % 2 === 0) { await measure(); await look({}); } else fail();
+      if (n % 2 === 0) {
+        chronicle.follow();
+        if (now.follows) { await measure(); await look({}); }
+      }
+      if (now.follows) showNow();
     } catch (err) { fail(err); }
     await new Promise((done) => setTimeout(done, 1000));
   }
@@ -274,8 +212,9 @@ async function start() {
     await measure();
     now.live = now.span.live;
     set($("source"), now.span.about);
-    $("traffic").hidden = $("health").hidden = !now.live;
+    $("health").hidden = !now.live;
     await look({});
+    chronicle.linked();
     document.documentElement.dataset.ready = "";
   } catch (err) { fail(err); return; }
   if (now.live) watch();
