@@ -79,11 +79,10 @@ func (d *served) settings(r config.Resolved) (relay.Settings, string, error) {
 		g.Lookup = d.lookups.Look
 	}
 	if r.Demo {
-		secret, err := store.LoadKey(r.Data, "demo", 15)
+		u, err := demoUser(r.Data)
 		if err != nil {
 			return relay.Settings{}, "", err
 		}
-		u := turn.User{Name: "demo", Password: base64.RawURLEncoding.EncodeToString(secret)}
 		g.Users = []turn.User{u}
 		demo = iceServers(turnURLs(r), u.Name, u.Password)
 	}
@@ -95,6 +94,15 @@ func (d *served) settings(r config.Resolved) (relay.Settings, string, error) {
 		Listeners: r.Listeners, Streams: r.Streams, Caps: r.Caps,
 		Gate: turn.NewGate(g), Rules: r.Rules, UnauthRate: r.UnauthRate, UnauthBurst: r.UnauthBurst, ICMP: r.ICMP, Digest: r.Digest,
 	}, demo, nil
+}
+
+// demoKey is the name of the key that the demo credential is made of.
+const demoKey = "demo"
+
+// demoUser is who may use a relay for which nobody is configured.
+func demoUser(data string) (turn.User, error) {
+	secret, err := store.LoadKey(data, demoKey, 15)
+	return turn.User{Name: "demo", Password: base64.RawURLEncoding.EncodeToString(secret)}, err
 }
 
 // turnURLs are the listeners as clients name them (RFC 7065).

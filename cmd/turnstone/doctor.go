@@ -13,17 +13,27 @@ import (
 )
 
 func doctorCommand(o *options) *cobra.Command {
+	var test bool
+	var tester selfTester
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "Find what on this host keeps the relay from working well", Args: cobra.NoArgs,
-		Long: "Holds what serve would run with against the host, with a daemon running or without: kernel, capabilities, pins,\ninterfaces and their offloads, ports, firewall rules that XDP bypasses, limits, clock, disk, permissions. Each check is\nok, warn, fail or skip, where it cannot be told; what is not ok comes with its remedy. It changes nothing.\n\nIt exits 3 if a check fails: something does not work as configured. With kernel.mode auto, userspace relays where the\nkernel cannot, which is a warning; with required it is a failure.",
+		Long: "Holds what serve would run with against the host, with a daemon running or without: kernel, capabilities, pins,\ninterfaces and their offloads, ports, firewall rules that XDP bypasses, limits, clock, disk, permissions. Each check is\nok, warn, fail or skip, where it cannot be told; what is not ok comes with its remedy. It changes nothing.\n\nIt exits 3 if a check fails: something does not work as configured. With kernel.mode auto, userspace relays where the\nkernel cannot, which is a warning; with required it is a failure.\n\nWith --self-test it uses every listener of the configuration as clients do, instead: two allocations call each other\nthrough it. With --server it does so with another server, which needs no configuration and no root, and there a socket\nof this host is a peer too. It asks nobody but that server, and the resolver for its name. The credential is of the\nfirst auth secret, else of a user of the configuration, else of --username, with the password from stdin.",
 		Example: `  turnstone doctor --config /etc/turnstone/turnstone.toml
   turnstone doctor --listen udp://192.0.2.1:3478 -o table
   turnstone doctor -o jsonl | jq -r 'select(.result == "fail" or .result == "warn") | .remedy'
-  nsenter --net=/run/netns/relay turnstone doctor --kernel required`,
+  nsenter --net=/run/netns/relay turnstone doctor --kernel required
+  turnstone doctor --self-test --config /etc/turnstone/turnstone.toml
+  turnstone doctor --self-test --server turn:turn.example.org:3478 --server turns:turn.example.org:5349 --username alice`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, origins, err := config.Load(cmd.Flags())
 			if err != nil {
 				return usageError("%w", err)
+			}
+			if test {
+				return tester.run(cmd, o.format, &c)
+			}
+			if len(tester.servers) > 0 || tester.username != "" {
+				return usageError("--server and --username go with --self-test")
 			}
 			r, err := c.Resolve()
 			if err != nil {
@@ -34,7 +44,10 @@ func doctorCommand(o *options) *cobra.Command {
 		},
 	}
 	config.Flags(cmd.Flags())
-	cmd.Flags().VisitAll(hideAllBut("config", "listen", "relay-ip", "relay-ports", "data", "admin-socket", "kernel", "interface", "xdp", "max-allocations"))
+	cmd.Flags().VisitAll(hideAllBut("config", "listen", "relay-ip", "relay-ports", "data", "admin-socket", "kernel", "interface", "xdp", "max-allocations", "external-ip", "auth-secret", "cert"))
+	cmd.Flags().BoolVar(&test, "self-test", false, "Use the listeners as clients do, instead.")
+	cmd.Flags().StringArrayVar(&tester.servers, "server", nil, "Test the server of this `URI` in place of the configuration's listeners, as in turn:HOST:PORT?transport=tcp.")
+	cmd.Flags().StringVar(&tester.username, "username", "", "`NAME` to test with. Its password is asked for, or the first line of stdin.")
 	o.outputFlag(cmd)
 	return cmd
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,7 +54,7 @@ func userAdd(o *options) *cobra.Command {
 			if err != nil || len(name) > turn.MaxUsername {
 				return usageError("%q is no name of a user: want 1 to %d bytes of text", args[0], turn.MaxUsername)
 			}
-			password, err := askPassword(cmd.InOrStdin(), cmd.ErrOrStderr())
+			password, err := askPassword(cmd.InOrStdin(), cmd.ErrOrStderr(), "Password: ", "Again: ")
 			if err != nil {
 				return err
 			}
@@ -163,8 +164,8 @@ func editUsers(ctx context.Context, path string, change func([]users.User) ([]us
 	return users.Edit(ctx, path, change)
 }
 
-// askPassword asks for a password twice where stdin is a terminal; else it is the first line.
-func askPassword(stdin io.Reader, stderr io.Writer) (string, error) {
+// askPassword asks for a password by each of prompts where stdin is a terminal; else it is the first line.
+func askPassword(stdin io.Reader, stderr io.Writer, prompts ...string) (string, error) {
 	f, isFile := stdin.(*os.File)
 	if !isFile || !term.IsTerminal(int(f.Fd())) {
 		line, err := bufio.NewReader(stdin).ReadString('\n')
@@ -173,27 +174,20 @@ func askPassword(stdin io.Reader, stderr io.Writer) (string, error) {
 		}
 		return checkPassword(strings.TrimRight(line, "\r\n"))
 	}
-	ask := func(prompt string) (string, error) {
+	var given []string
+	for _, prompt := range prompts {
 		fmt.Fprint(stderr, prompt)
 		b, err := term.ReadPassword(int(f.Fd()))
 		fmt.Fprintln(stderr)
 		if err != nil {
 			return "", fmt.Errorf("read the password: %w", err)
 		}
-		return string(b), nil
+		given = append(given, string(b))
 	}
-	first, err := ask("Password: ")
-	if err != nil {
-		return "", err
-	}
-	again, err := ask("Again: ")
-	if err != nil {
-		return "", err
-	}
-	if first != again {
+	if len(slices.Compact(given)) > 1 {
 		return "", usageError("the passwords differ")
 	}
-	return checkPassword(first)
+	return checkPassword(given[0])
 }
 
 // checkPassword prepares a password as it goes into a key.
