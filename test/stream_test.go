@@ -46,11 +46,16 @@ func onStreams(t testing.TB) []string {
 // writeCertificate puts a certificate with its key into file.
 func writeCertificate(t testing.TB, file, name string) {
 	t.Helper()
+	writeCertificateUntil(t, file, name, time.Now().Add(365*24*time.Hour))
+}
+
+func writeCertificateUntil(t testing.TB, file, name string, end time.Time) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(365 * 24 * time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: end}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/doctor"
 	"turnstone/cmd/turnstone/internal/output"
+	"turnstone/turn"
 
 	"github.com/spf13/cobra"
 )
@@ -17,7 +18,7 @@ func doctorCommand(o *options) *cobra.Command {
 	var tester selfTester
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "Find what on this host keeps the relay from working well", Args: cobra.NoArgs,
-		Long: "Holds what serve would run with against the host, with a daemon running or without: kernel, capabilities, pins,\ninterfaces and their offloads, ports, firewall rules that XDP bypasses, limits, clock, disk, permissions. Each check is\nok, warn, fail or skip, where it cannot be told; what is not ok comes with its remedy. It changes nothing.\n\nIt exits 3 if a check fails: something does not work as configured. With kernel.mode auto, userspace relays where the\nkernel cannot, which is a warning; with required it is a failure.\n\nWith --self-test it uses every listener of the configuration as clients do, instead: two allocations call each other\nthrough it. With --server it does so with another server, which needs no configuration and no root, and there a socket\nof this host is a peer too. It asks nobody but that server, and the resolver for its name. The credential is of the\nfirst auth secret, else of a user of the configuration, else of --username, with the password from stdin.",
+		Long: "Holds what serve would run with against the host, with a daemon running or without: kernel, capabilities, pins,\ninterfaces and their offloads, ports, addresses, firewall rules that XDP bypasses, limits, clock, certificates, disk,\npermissions. Each check is ok, warn, fail or skip, where it cannot be told; what is not ok comes with its remedy. It\nchanges nothing.\n\nIt exits 3 if a check fails: something does not work as configured. With kernel.mode auto, userspace relays where the\nkernel cannot, which is a warning; with required it is a failure.\n\nWith --self-test it uses every listener of the configuration as clients do, instead: two allocations call each other\nthrough it. With --server it does so with another server, which needs no configuration and no root, and there a socket\nof this host is a peer too. It asks nobody but that server, and the resolver for its name. The credential is of the\nfirst auth secret, else of a user of the configuration, else of --username, with the password from stdin.",
 		Example: `  turnstone doctor --config /etc/turnstone/turnstone.toml
   turnstone doctor --listen udp://192.0.2.1:3478 -o table
   turnstone doctor -o jsonl | jq -r 'select(.result == "fail" or .result == "warn") | .remedy'
@@ -55,16 +56,24 @@ func doctorCommand(o *options) *cobra.Command {
 // wanted is what a configuration asks of the host.
 func wanted(r config.Resolved) doctor.Wanted {
 	d := (&served{}).kernelConfig(r, nil)
-	return doctor.Wanted{
+	w := doctor.Wanted{
 		Mode: r.Kernel.Mode, Wish: d.Mode, Instance: r.Kernel.Instance, Listeners: d.Listeners, Relays: d.Relays,
 		First: d.RelayFirst, Last: d.RelayLast, Allocations: r.Rules.MaxAllocations, Secrets: len(r.Gate.Secrets) > 0, Data: r.Data,
+		Addresses: r.Rules.Relays, Retain: r.Retention.Size,
 	}
+	for _, l := range r.Listeners {
+		w.Serves = append(w.Serves, l.Address)
+		if l.Protocol == turn.TCP || l.Protocol == turn.TLS {
+			w.Streams = r.Streams.Max
+		}
+	}
+	return w
 }
 
 // lookedAt is where doctor looks.
 func lookedAt(r config.Resolved, c *config.Config, origins config.Origins) doctor.Host {
 	h := doctor.Host{
-		Socket: r.AdminSocket, Datapath: (&served{}).kernelConfig(r, nil), Interfaces: r.Kernel.Interfaces,
+		Socket: r.AdminSocket, Datapath: (&served{}).kernelConfig(r, nil), Interfaces: r.Kernel.Interfaces, Certificates: r.Certificates,
 		MemoryLimit: func(cgroup string) (int64, bool) { return groupLimit(cgroup, "/sys/fs/cgroup") },
 	}
 	for _, s := range config.Settings(c) {

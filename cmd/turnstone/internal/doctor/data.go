@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 	"time"
@@ -14,7 +15,7 @@ const slowSync = time.Millisecond
 
 // checkDisk is about the disk of the log.
 func checkDisk(f *Facts) []Row {
-	const room, kind, sync = "disk-room", "disk-type", "disk-sync"
+	const room, retention, kind, sync = "disk-room", "disk-retention", "disk-type", "disk-sync"
 	if f.Disk.Err != nil {
 		return []Row{skip(room, f.Disk.Err)}
 	}
@@ -29,6 +30,14 @@ func checkDisk(f *Facts) []Row {
 		rows[0] = rows[0].as(Fail, "below %s new allocations are refused: "+remedy, size(soft))
 	case d.Free < 4*soft:
 		rows[0] = rows[0].as(Warn, "below %s new allocations will be refused: "+remedy, size(soft))
+	}
+	if f.Retain > 0 && rows[0].Result == OK {
+		r := ok(retention, "the log may grow from %s to %s", size(d.Log), size(f.Retain))
+		if f.Retain-d.Log > d.Free-soft {
+			r.Seen += fmt.Sprintf(", and with %s free new allocations are refused before that", size(d.Free))
+			r = r.as(Warn, "make room, or log.retain-size smaller: what is in the log goes earlier then")
+		}
+		rows = append(rows, r)
 	}
 	switch d.Type {
 	case "tmpfs", "ramfs":

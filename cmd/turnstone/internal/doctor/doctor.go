@@ -42,13 +42,13 @@ func known[T any](v T, err error) Known[T] { return Known[T]{v, err} }
 var errNothing = errors.New("there is none")
 
 // Diagnose judges facts. The rows are in an order of their own: the daemon, BPF, interfaces, network, process,
-// data.
+// certificates, data.
 func Diagnose(f *Facts) []Row {
 	var rows []Row
 	for _, check := range []func(*Facts) []Row{
 		checkDaemon, checkNamespaces, checkBPF, checkInterfaces, checkPassedUp,
-		checkListeners, checkPorts, checkFirewall, checkReversePath, checkBuffers,
-		checkFiles, checkClock, checkDisk, checkAccess, checkPrivate,
+		checkListeners, checkOutside, checkPorts, checkFirewall, checkReversePath, checkBuffers,
+		checkFiles, checkClock, checkCertificates, checkDisk, checkAccess, checkPrivate,
 	} {
 		rows = append(rows, check(f)...)
 	}

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"crypto/x509"
 	"errors"
 	"io/fs"
 	"net/netip"
@@ -10,10 +11,15 @@ import (
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/kernel"
+	"turnstone/turn"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
+
+const day = 24 * time.Hour
+
+var noon = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
 
 // healthy are facts of a host with nothing to complain about.
 func healthy() *Facts {
@@ -21,6 +27,8 @@ func healthy() *Facts {
 		Wanted: Wanted{
 			Mode: "auto", Instance: "default", First: 49152, Last: 65535, Data: "/var/lib/turnstone",
 			Listeners: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:3478")}, Relays: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+			Serves: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:3478")}, Addresses: []turn.Relay{{IP: netip.MustParseAddr("192.0.2.1")}},
+			Streams: 16384, Retain: 4 << 30,
 		},
 		Daemon: Known[Daemon]{Err: errNothing},
 		Process: Process{
@@ -38,7 +46,13 @@ func healthy() *Facts {
 		Reserved: Known[string]{Value: "49152-65535"},
 		Receive:  Known[int]{Value: 4 << 20},
 		Reverse:  Known[map[string]int]{Value: map[string]int{"eth0": 0}},
-		Disk:     Known[Disk]{Value: Disk{Free: 10 << 30, Total: 20 << 30, Type: "ext4", Sync: 100 * time.Microsecond}},
+		Now:      noon,
+		Own:      Known[[]netip.Addr]{Value: []netip.Addr{netip.MustParseAddr("192.0.2.1")}},
+		Clock:    Known[Clock]{Value: Clock{Error: 20 * time.Millisecond, Written: noon.Add(-time.Second)}},
+		Certificates: []Certificate{{
+			File: "turn.pem", Names: []string{"turn.example.org"}, Begin: noon.Add(-30 * day), End: noon.Add(60 * day),
+		}},
+		Disk: Known[Disk]{Value: Disk{Free: 10 << 30, Total: 20 << 30, Type: "ext4", Sync: 100 * time.Microsecond}},
 	}
 }
 
@@ -55,6 +69,14 @@ func card(name string, index int) Link {
 }
 
 func (f *Facts) link() *Link { return &f.Links.Value[0] }
+
+// nat makes the relay's address another one, with what stands for it outside.
+func (f *Facts) nat(ip, external string) {
+	f.Addresses = []turn.Relay{{IP: netip.MustParseAddr(ip), External: netip.MustParseAddr(external)}}
+}
+
+// own adds an address of the host.
+func (f *Facts) own(ip string) { f.Own.Value = append(f.Own.Value, netip.MustParseAddr(ip)) }
 
 // second adds a second card.
 func (f *Facts) second() { f.Links.Value = append(f.Links.Value, card("eth1", 3)) }
@@ -207,29 +229,50 @@ func TestChecks(t *testing.T) {
 		}, "firewall-legacy", "", Warn, "iptables table filter: 3 rules, a policy drops", "iptables-legacy-save"},
 		"IPTablesDenied": {func(f *Facts) { f.Legacy.Err = denied }, "firewall-legacy", "", Skip, "root", "as root"},
 
-		"FewFiles": {func(f *Facts) { f.Process.Files.Value = Files{1024, 4096} }, "open-files", "", Warn, "4096 for this command, up to 16384", "LimitNOFILE"},
+		"FewFiles": {func(f *Facts) { f.Process.Files.Value = Files{1024, 4096} }, "open-files", "", Warn, "4096 for this command, up to 16384 sockets of allocations and 16384 connections", "LimitNOFILE"},
 		"FewFilesOfTheDaemon": {func(f *Facts) {
 			runs(f, kernel.XDPNative, "")
 			f.Process.Files.Value = Files{1000, 1 << 20}
 		}, "open-files", "", Warn, "1000 for the daemon (pid 17)", "LimitNOFILE"},
 		"PromisedFiles": {func(f *Facts) {
 			f.Process.Files.Value, f.Allocations = Files{1024, 4096}, 5000
-		}, "open-files", "", Fail, "limits.max-allocations = 5000", "ulimit -Hn 5256"},
-		"Unsynced":        {func(f *Facts) { f.Unsynced.Value = true }, "clock", "", Warn, "deadlines are not", "chrony"},
-		"UnsyncedSecrets": {func(f *Facts) { f.Unsynced.Value, f.Secrets = true, true }, "clock", "", Warn, "credentials end on it", "chrony"},
+		}, "open-files", "", Fail, "limits.max-allocations = 5000 and limits.max-streams = 16384 take up to 21384", "ulimit -Hn 21640"},
+		"Unsynced":        {func(f *Facts) { f.Clock.Value.Unsynced = true }, "clock", "", Warn, "deadlines are not", "chrony"},
+		"UnsyncedSecrets": {func(f *Facts) { f.Clock.Value.Unsynced, f.Secrets = true, true }, "clock", "", Warn, "credentials end on it", "chrony"},
 
-		"DiskFull":    {func(f *Facts) { f.Disk.Value.Free = 8 << 20 }, "disk-room", "", Fail, "8192 KiB", "only what ends"},
-		"DiskLow":     {func(f *Facts) { f.Disk.Value.Free = 40 << 20 }, "disk-room", "", Fail, "40 MiB", "new allocations are refused"},
-		"DiskSoon":    {func(f *Facts) { f.Disk.Value.Free = 200 << 20 }, "disk-room", "", Warn, "200 MiB", "below 64 MiB"},
-		"Memory":      {func(f *Facts) { f.Disk.Value.Type = "tmpfs" }, "disk-type", "", Warn, "tmpfs", "put --data on a disk"},
-		"Overlay":     {func(f *Facts) { f.Disk.Value.Type = "overlay" }, "disk-type", "", Warn, "overlay", "mount a volume"},
-		"SlowDisk":    {func(f *Facts) { f.Disk.Value.Sync = 7 * time.Millisecond }, "disk-sync", "", Warn, "7ms", "well under a millisecond"},
-		"SyncUntold":  {func(f *Facts) { f.Disk.Value.SyncErr = denied }, "disk-sync", "", Skip, "may not", "as root"},
-		"DataDenied":  {func(f *Facts) { f.DataOwner.Value = Access{UID: 100, User: 1000, Error: unix.EACCES} }, "data-access", "", Fail, "belongs to user 100", "chown -R 1000 /var/lib/turnstone"},
-		"DataStrange": {func(f *Facts) { f.DataOwner.Value = Access{UID: 100, Strangers: []string{"log.db"}} }, "data-access", "", Warn, "log.db to others", "chown -R 100"},
-		"DataOpen":    {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone", "0755", "go"}} }, "data-private", "", Warn, "mode 0755", "chmod go= /var/lib/turnstone"},
-		"DataForAll":  {func(f *Facts) { f.Open = []Open{{"/tmp", "0777", ""}} }, "data-private", "", Fail, "/tmp is open to everybody", "--data"},
-		"KeysOpen":    {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone/keys/nonce", "0644", "go"}} }, "data-private", "", Fail, "nonce", "chmod go="},
+		"ClockBack":   {func(f *Facts) { f.Clock.Value.Written = noon.Add(3 * time.Hour) }, "clock", "", Warn, "it is 2026-11-26T12:00:00Z, and the log was written 3h0m0s later", "chrony"},
+		"ClockUntold": {func(f *Facts) { f.Clock.Err = denied }, "clock", "", Skip, "may not", "as root"},
+
+		"NotOurs":    {func(f *Facts) { f.nat("192.0.2.9", "192.0.2.9") }, "relay-address", "", Fail, "no interface has 192.0.2.9", "relay-ip"},
+		"Private":    {func(f *Facts) { f.nat("10.0.0.5", "10.0.0.5"); f.own("10.0.0.5") }, "relay-address", "", Warn, "10.0.0.5: peers on the internet do not reach it", `external-ip = ["PUBLIC/10.0.0.5"]`},
+		"Cloud":      {func(f *Facts) { f.nat("10.0.0.5", "10.0.0.5"); f.own("10.0.0.5"); f.Cloud = "Azure" }, "relay-address", "", Warn, "a machine of Azure", "external-ip"},
+		"Loopback":   {func(f *Facts) { f.nat("127.0.0.1", "127.0.0.1") }, "relay-address", "", Warn, "127.0.0.1: only this host", "relay-ip"},
+		"PrivateNAT": {func(f *Facts) { f.nat("192.0.2.1", "10.0.0.5") }, "relay-address", "", Warn, "external-ip has 10.0.0.5", "public address"},
+		"NoNAT":      {func(f *Facts) { f.nat("192.0.2.1", "192.0.2.2"); f.own("192.0.2.2") }, "relay-address", "", Warn, "an address of this host and of no NAT", `relay-ip = ["192.0.2.2"]`},
+
+		"CertificateOver":     {func(f *Facts) { f.Certificates[0].End = noon.Add(-day) }, "certificate", "", Fail, "turn.pem ended on 2026-11-25", "renew it"},
+		"CertificateEarly":    {func(f *Facts) { f.Certificates[0].Begin = noon.Add(day) }, "certificate", "", Fail, "not good before 2026-11-27", "set the clock"},
+		"CertificateSoon":     {func(f *Facts) { f.Certificates[0].End = noon.Add(12 * day) }, "certificate", "", Warn, "ends on 2026-12-08, in 12 days", "why nothing has renewed it"},
+		"CertificateWeak":     {func(f *Facts) { f.Certificates[0].Weak = "an RSA key of 1024 bits" }, "certificate", "", Fail, "an RSA key of 1024 bits", "ECDSA"},
+		"CertificateNameless": {func(f *Facts) { f.Certificates[0].Names = nil }, "certificate", "", Fail, "for no name", "subjectAltName"},
+		"CertificateOfItself": {func(f *Facts) { f.Certificates[0].SelfSigned = true }, "certificate", "", Warn, "turn.pem for turn.example.org is signed by itself", "an authority"},
+		"CertificateChain":    {func(f *Facts) { f.Certificates[0].Verified = x509.UnknownAuthorityError{} }, "certificate", "", Warn, "does not lead to an authority", "fullchain.pem"},
+		"CertificateOther":    {func(f *Facts) { f.Certificates[0].Verified = errors.New("odd") }, "certificate", "", Warn, "odd", "anew"},
+		"CertificateUntold":   {func(f *Facts) { f.Certificates[0] = Certificate{Err: denied} }, "certificate", "", Skip, "may not", "as root"},
+
+		"DiskOutgrown": {func(f *Facts) { f.Disk.Value.Free, f.Disk.Value.Log = 2<<30, 1<<30 }, "disk-retention", "", Warn, "from 1024 MiB to 4096 MiB, and with 2048 MiB free", "log.retain-size smaller"},
+		"DiskFull":     {func(f *Facts) { f.Disk.Value.Free = 8 << 20 }, "disk-room", "", Fail, "8192 KiB", "only what ends"},
+		"DiskLow":      {func(f *Facts) { f.Disk.Value.Free = 40 << 20 }, "disk-room", "", Fail, "40 MiB", "new allocations are refused"},
+		"DiskSoon":     {func(f *Facts) { f.Disk.Value.Free = 200 << 20 }, "disk-room", "", Warn, "200 MiB", "below 64 MiB"},
+		"Memory":       {func(f *Facts) { f.Disk.Value.Type = "tmpfs" }, "disk-type", "", Warn, "tmpfs", "put --data on a disk"},
+		"Overlay":      {func(f *Facts) { f.Disk.Value.Type = "overlay" }, "disk-type", "", Warn, "overlay", "mount a volume"},
+		"SlowDisk":     {func(f *Facts) { f.Disk.Value.Sync = 7 * time.Millisecond }, "disk-sync", "", Warn, "7ms", "well under a millisecond"},
+		"SyncUntold":   {func(f *Facts) { f.Disk.Value.SyncErr = denied }, "disk-sync", "", Skip, "may not", "as root"},
+		"DataDenied":   {func(f *Facts) { f.DataOwner.Value = Access{UID: 100, User: 1000, Error: unix.EACCES} }, "data-access", "", Fail, "belongs to user 100", "chown -R 1000 /var/lib/turnstone"},
+		"DataStrange":  {func(f *Facts) { f.DataOwner.Value = Access{UID: 100, Strangers: []string{"log.db"}} }, "data-access", "", Warn, "log.db to others", "chown -R 100"},
+		"DataOpen":     {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone", "0755", "go"}} }, "data-private", "", Warn, "mode 0755", "chmod go= /var/lib/turnstone"},
+		"DataForAll":   {func(f *Facts) { f.Open = []Open{{"/tmp", "0777", ""}} }, "data-private", "", Fail, "/tmp is open to everybody", "--data"},
+		"KeysOpen":     {func(f *Facts) { f.Open = []Open{{"/var/lib/turnstone/keys/nonce", "0644", "go"}} }, "data-private", "", Fail, "nonce", "chmod go="},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()
@@ -284,7 +327,18 @@ func TestNoComplaint(t *testing.T) {
 			f.Process.Files.Value = Files{1024, 1024}
 			f.Process.Capabilities.Value |= 1 << capSysResource
 		},
-		"FewPromised":  func(f *Facts) { f.Process.Files.Value, f.Allocations = Files{1024, 1024}, 500 },
+		"FewPromised":   func(f *Facts) { f.Process.Files.Value, f.Allocations, f.Streams = Files{1024, 1024}, 500, 0 },
+		"ExternalIs":    func(f *Facts) { f.nat("192.0.2.1", "203.0.113.7") },
+		"PublicInCloud": func(f *Facts) { f.Cloud = "Amazon EC2" },
+		"AllLoopback": func(f *Facts) {
+			f.nat("127.0.0.1", "127.0.0.1")
+			f.Serves = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:3478"), netip.MustParseAddrPort("[2001:db8::1]:3478")}
+		},
+		"OwnUntold":    func(f *Facts) { f.Own = Known[[]netip.Addr]{Err: denied} },
+		"NoLog":        func(f *Facts) { f.Clock.Value.Written = time.Time{} },
+		"JustWritten":  func(f *Facts) { f.Clock.Value.Written = noon.Add(time.Second) },
+		"NoBound":      func(f *Facts) { f.Retain, f.Disk.Value.Free = 0, 1<<30 },
+		"LogIsThere":   func(f *Facts) { f.Disk.Value.Log, f.Disk.Value.Free = 4<<30, 1<<30 },
 		"SysAdmin":     func(f *Facts) { f.Process.Capabilities.Value = 1<<capSysAdmin | 1<<capNetAdmin },
 		"MountsBPFFS":  func(f *Facts) { f.Kernel.BPFFS.Value.Mounted = false; f.Process.Capabilities.Value |= 1 << capSysAdmin },
 		"NoJITSetting": func(f *Facts) { f.Kernel.JIT.Err = errNothing },

@@ -6,6 +6,7 @@ import (
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/kernel"
+	"turnstone/turn"
 )
 
 // Facts are what a configuration wants and what its host is like.
@@ -24,10 +25,15 @@ type Facts struct {
 	Reverse   Known[map[string]int]
 	Chains    Known[[]Chain] // of nf_tables, with a hook
 	Legacy    Known[[]Legacy]
-	Unsynced  Known[bool]
+	Clock     Known[Clock]
 	Disk      Known[Disk]
 	Open      []Open        // files of the data directory that others may read
 	DataOwner Known[Access] // errNothing: there is no data directory yet
+
+	Now          time.Time
+	Own          Known[[]netip.Addr] // addresses of the interfaces
+	Cloud        string              // that this machine is in, where it gives private addresses; empty for none
+	Certificates []Certificate
 }
 
 // Wanted is what the configuration asks of the host.
@@ -35,11 +41,15 @@ type Wanted struct {
 	Mode        string // of the kernel: auto, required, off
 	Wish        kernel.XDPMode
 	Instance    string
-	Listeners   []netip.AddrPort
+	Listeners   []netip.AddrPort // over UDP
+	Serves      []netip.AddrPort // listeners of all transports
 	Relays      []netip.Addr
-	First, Last uint16 // relayed ports
-	Allocations int    // at most; 0: one for each port
-	Secrets     bool   // there are time-limited credentials
+	Addresses   []turn.Relay // the same, with what a NAT makes of them
+	First, Last uint16       // relayed ports
+	Allocations int          // at most; 0: one for each port
+	Streams     int          // connections of clients at most, 0 where none are taken
+	Secrets     bool         // there are time-limited credentials
+	Retain      int64        // bytes that the log may take, 0 for any
 	Data        string
 }
 
@@ -116,9 +126,28 @@ type Taken struct {
 	Err     error
 }
 
+// Clock is how the wall clock is.
+type Clock struct {
+	Unsynced bool
+	Error    time.Duration // at most, by what keeps it right
+	Written  time.Time     // when the log was written last, zero for never
+}
+
+// Certificate is what clients are shown.
+type Certificate struct {
+	File       string
+	Err        error // why it cannot be read
+	Names      []string
+	Begin, End time.Time
+	SelfSigned bool
+	Weak       string // what of it clients do not take, empty for nothing
+	Verified   error  // why this host does not
+}
+
 // Disk is where the log is.
 type Disk struct {
 	Free, Total int64 // bytes
+	Log         int64 // bytes of the log's file
 	Type        string
 	Sync        time.Duration // median of an fdatasync
 	SyncErr     error

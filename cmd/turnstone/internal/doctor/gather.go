@@ -10,8 +10,10 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"turnstone/cmd/turnstone/internal/admin"
+	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/kernel"
 
 	"github.com/vishvananda/netlink"
@@ -25,6 +27,8 @@ type Host struct {
 	Interfaces []string      // by name, as configured
 	Private    []string      // files that hold secrets, besides those in the data directory
 
+	Certificates []certs.Files
+
 	// MemoryLimit is the limit that a file like /proc/self/cgroup leads to, in bytes, false for none.
 	MemoryLimit func(cgroup string) (int64, bool)
 }
@@ -32,7 +36,7 @@ type Host struct {
 // Gather looks at the host for what w wants of it. What it may not see is a fact that is not known. It changes
 // nothing, and attaches no program.
 func Gather(ctx context.Context, w Wanted, h Host) *Facts {
-	f := &Facts{Wanted: w}
+	f := &Facts{Wanted: w, Now: time.Now(), Cloud: cloud(dmi)}
 	f.Daemon = daemon(ctx, h.Socket)
 	if f.Daemon.Err == nil {
 		f.Process = processAt(h.Socket, h.MemoryLimit)
@@ -49,7 +53,9 @@ func Gather(ctx context.Context, w Wanted, h Host) *Facts {
 	f.Local, f.Reserved = sysctl("net/ipv4/ip_local_port_range"), sysctl("net/ipv4/ip_local_reserved_ports")
 	f.Receive = sysctlNumber("net/core/rmem_max")
 	f.Reverse = reverse(f.Links)
-	f.Unsynced = unsynced()
+	f.Own = known(ownAddresses())
+	f.Certificates = certificates(h.Certificates, f.Now)
+	f.Clock = known(clock(w.Data))
 	f.Disk = known(disk(existing(w.Data)))
 	f.DataOwner = access(w.Data, f.Process.PID)
 	f.Open = readable(w.Data, h.Private)

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"turnstone/store"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -28,6 +30,9 @@ func disk(dir string) (Disk, error) {
 	d := Disk{Free: int64(s.Bavail) * s.Bsize, Total: int64(s.Blocks) * s.Bsize, Type: fileSystems[s.Type]}
 	if d.Type == "" {
 		d.Type = fmt.Sprintf("file system %#x", s.Type)
+	}
+	if info, err := os.Stat(filepath.Join(dir, store.FileName)); err == nil {
+		d.Log = info.Size()
 	}
 	d.Sync, d.SyncErr = syncTime(dir)
 	return d, nil

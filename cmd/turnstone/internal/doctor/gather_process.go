@@ -6,9 +6,12 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"turnstone/store"
 
 	"golang.org/x/sys/unix"
 )
@@ -164,9 +167,15 @@ func taken(d *Known[Daemon], w Wanted) Known[[]Taken] {
 	return Known[[]Taken]{Value: out}
 }
 
-// unsynced asks the kernel whether anything keeps its wall clock right.
-func unsynced() Known[bool] {
+// clock asks the kernel whether anything keeps its wall clock right, and looks when the log in a data directory was written.
+func clock(data string) (Clock, error) {
 	var t unix.Timex
-	_, err := unix.Adjtimex(&t)
-	return known(t.Status&unix.STA_UNSYNC != 0, err)
+	if _, err := unix.Adjtimex(&t); err != nil {
+		return Clock{}, err
+	}
+	c := Clock{Unsynced: t.Status&unix.STA_UNSYNC != 0, Error: time.Duration(t.Maxerror) * time.Microsecond}
+	if info, err := os.Stat(filepath.Join(data, store.FileName)); err == nil {
+		c.Written = info.ModTime()
+	}
+	return c, nil
 }

@@ -2,9 +2,19 @@ package doctor
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/binary"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	numbers "math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -15,8 +25,11 @@ import (
 	"testing"
 	"time"
 
+	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/internal/testenv"
 	"turnstone/kernel"
+	"turnstone/store"
+	"turnstone/turn"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -74,6 +87,7 @@ func look(t *testing.T, w Wanted) []Row {
 	t.Helper()
 	at := netip.MustParseAddrPort("192.0.2.1:3478")
 	w.Listeners, w.Relays, w.First, w.Last = []netip.AddrPort{at}, []netip.Addr{at.Addr()}, 49152, 65535
+	w.Addresses = []turn.Relay{{IP: at.Addr()}}
 	w.Instance, w.Data = fmt.Sprintf("doctor-%d", os.Getpid()), t.TempDir()
 	return Diagnose(Gather(context.Background(), w, Host{
 		Socket: filepath.Join(w.Data, "admin.sock"), MemoryLimit: func(string) (int64, bool) { return 0, false },
@@ -116,6 +130,7 @@ func TestLookAtThisHost(t *testing.T) {
 		want(t, find(t, rows, "listen", ""), OK, "1 address can", "")
 		want(t, find(t, rows, "relay-ports", ""), Warn, "overlap net.ipv4.ip_local_port_range (32768-60999)", "ip_local_reserved_ports=49152-65535")
 		want(t, find(t, rows, "firewall", ""), OK, "no rules", "")
+		want(t, find(t, rows, "relay-address", ""), OK, "192.0.2.1", "")
 		want(t, find(t, rows, "rp-filter", ""), OK, "", "")
 		want(t, find(t, rows, "disk-room", ""), OK, "free of", "")
 		want(t, find(t, rows, "data-access", ""), OK, "can be written", "")
@@ -438,5 +453,112 @@ func TestMalformedChains(t *testing.T) {
 		if _, r, err := parseRule(m); err == nil {
 			t.Errorf("rule %v: got %+v, want an error", m, r)
 		}
+	}
+}
+
+// makeCertificate writes a certificate for names and its key into dir, signed by the certificate of a parent or itself.
+func makeCertificate(t *testing.T, dir, name string, key crypto.Signer, names []string, parent *tls.Certificate) (certs.Files, *tls.Certificate) {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: numbers.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: names, NotBefore: noon.Add(-day), NotAfter: noon.Add(60 * day),
+		IsCA: names == nil, BasicConstraintsValid: true,
+	}
+	issuer, signer := template, crypto.PrivateKey(key)
+	if parent != nil {
+		issuer, signer = parent.Leaf, parent.PrivateKey
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, name)
+	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...)
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := certs.Load([]certs.Files{{Cert: file, Key: file}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certs.Files{Cert: file, Key: file}, loaded[0]
+}
+
+func TestLookAtCertificates(t *testing.T) {
+	dir := t.TempDir()
+	curve := func() crypto.Signer {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	short, err := rsa.GenerateKey(rand.Reader, 1024) //nolint:gosec // it is to be found weak
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{"turn.example.org"}
+	_, authority := makeCertificate(t, dir, "authority.pem", curve(), nil, nil)
+	self, _ := makeCertificate(t, dir, "self.pem", curve(), names, nil)
+	weak, _ := makeCertificate(t, dir, "weak.pem", short, names, nil)
+	issued, _ := makeCertificate(t, dir, "issued.pem", curve(), names, authority)
+	got := certificates([]certs.Files{self, weak, issued, {Cert: filepath.Join(dir, "none.pem")}}, noon)
+
+	for i, want := range []Certificate{
+		{File: self.Cert, SelfSigned: true}, {File: weak.Cert, SelfSigned: true, Weak: "an RSA key of 1024 bits"}, {File: issued.Cert},
+	} {
+		c := got[i]
+		var unknown x509.UnknownAuthorityError
+		if c.File != want.File || c.SelfSigned != want.SelfSigned || c.Weak != want.Weak || !errors.As(c.Verified, &unknown) || c.Err != nil {
+			t.Errorf("got %+v, want %+v, of an unknown authority", c, want)
+		}
+		if len(c.Names) != 1 || c.Names[0] != names[0] || !c.Begin.Equal(noon.Add(-day)) || !c.End.Equal(noon.Add(60*day)) {
+			t.Errorf("%s: got %v from %v to %v", c.File, c.Names, c.Begin, c.End)
+		}
+	}
+	if !errors.Is(got[3].Err, os.ErrNotExist) {
+		t.Errorf("got %+v, want that it is not there", got[3])
+	}
+	ends := certificates([]certs.Files{self}, noon.Add(61*day))[0]
+	var over x509.CertificateInvalidError
+	if !errors.As(ends.Verified, &over) || over.Reason != x509.Expired {
+		t.Errorf("past its end: got %v", ends.Verified)
+	}
+}
+
+func TestCloudOfTheMachine(t *testing.T) {
+	for name, c := range map[string]struct{ file, text, want string }{
+		"Amazon": {"sys_vendor", "Amazon EC2\n", "Amazon EC2"},
+		"Azure":  {"chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77\n", "Azure"},
+		"HyperV": {"sys_vendor", "Microsoft Corporation\n", ""},
+		"None":   {"other", "", ""},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, c.file), []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := cloud(dir); got != c.want {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestClockAndTheLog(t *testing.T) {
+	dir := t.TempDir()
+	if c, err := clock(dir); err != nil || !c.Written.IsZero() {
+		t.Errorf("without a log: got %+v, %v", c, err)
+	}
+	file := filepath.Join(dir, store.FileName)
+	if err := errors.Join(os.WriteFile(file, make([]byte, 5000), 0o600), os.Chtimes(file, noon, noon)); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := clock(dir); err != nil || !c.Written.Equal(noon) {
+		t.Errorf("got %+v, %v, want it written at %v", c, err, noon)
+	}
+	if d, err := disk(dir); err != nil || d.Log != 5000 {
+		t.Errorf("got a log of %d bytes, %v, want 5000", d.Log, err)
 	}
 }

@@ -1,6 +1,9 @@
 package doctor
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // spareFiles is how many files a daemon has open besides allocations: listeners on every CPU, log, maps.
 const spareFiles = 256
@@ -26,26 +29,37 @@ func checkFiles(f *Facts) []Row {
 	}
 	want *= uint64(max(len(f.Relays), 1))
 	r := ok(check, "%d for %s, up to %d sockets of allocations", limit, f.Process.who(), want)
+	if f.Streams > 0 {
+		r.Seen += fmt.Sprintf(" and %d connections of clients", f.Streams)
+	}
+	want += uint64(f.Streams)
 	switch {
 	case limit >= want+spareFiles:
 		return []Row{r}
 	case promised:
-		r.Seen = fmt.Sprintf("%d for %s: limits.max-allocations = %d takes up to %d sockets", limit, f.Process.who(), f.Allocations, want)
+		r.Seen = fmt.Sprintf("%d for %s: limits.max-allocations = %d and limits.max-streams = %d take up to %d", limit, f.Process.who(), f.Allocations, f.Streams, want)
 		return []Row{r.as(Fail, remedy, want+spareFiles)}
 	}
 	return []Row{r.as(Warn, remedy+", or limits.max-allocations", want+spareFiles)}
 }
 
+// backwards is how much earlier than the log a clock may be: file systems and clocks are not that exact.
+const backwards = time.Minute
+
 // checkClock is about the wall clock, on which time-limited credentials end.
 func checkClock(f *Facts) []Row {
 	const check, remedy = "clock", "timedatectl set-ntp true, or run chrony"
-	switch {
-	case f.Unsynced.Err != nil:
-		return []Row{skip(check, f.Unsynced.Err)}
-	case f.Unsynced.Value && f.Secrets:
+	if f.Clock.Err != nil {
+		return []Row{skip(check, f.Clock.Err)}
+	}
+	c := f.Clock.Value
+	switch behind := c.Written.Sub(f.Now); {
+	case behind > backwards:
+		return []Row{ok(check, "it is %v, and the log was written %v later than that", f.Now.UTC().Format(time.RFC3339), behind.Round(time.Second)).as(Warn, remedy)}
+	case c.Unsynced && f.Secrets:
 		return []Row{ok(check, "the wall clock is not synchronised, and time-limited credentials end on it").as(Warn, remedy)}
-	case f.Unsynced.Value:
+	case c.Unsynced:
 		return []Row{ok(check, "the wall clock is not synchronised: times in the log may be wrong, deadlines are not").as(Warn, remedy)}
 	}
-	return []Row{ok(check, "synchronised")}
+	return []Row{ok(check, "synchronised, within %v", c.Error.Round(time.Millisecond))}
 }

@@ -35,7 +35,7 @@ func (t *trial) explain(step string, err error) finding {
 	case errors.Is(err, errSilence) && step == stepSend, errors.Is(err, errSilence) && step == stepEcho:
 		f.seen = step + ": what one client sends does not come to the other"
 		f.remedy = "turnstone status on the server counts what it drops and why; relayed addresses have to be of the server itself: see relay-ip and external-ip"
-	case errors.Is(err, errSilence) && step == stepPeer:
+	case (errors.Is(err, errSilence) || noWay(err)) && step == stepPeer:
 		f.seen = fmt.Sprintf("%s: what this host sends to the relayed address %v does not arrive", step, t.a.relayed)
 		f.remedy = fmt.Sprintf("open relay-ports/udp in the firewall of the server and of its cloud, see that %v is an address of it (external-ip), and that this host's network lets UDP out to any port", t.a.relayed.Addr())
 	case errors.Is(err, errSilence):
@@ -53,7 +53,7 @@ func (t *trial) unreached(err error) finding {
 	case errors.Is(err, unix.ECONNREFUSED):
 		f.seen = fmt.Sprintf("reach: nobody listens on %v, %s", t.target.Address, port)
 		f.remedy = "start the daemon; if it runs, turnstone status has its listeners, and turnstone reload takes a configuration that has changed"
-	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EADDRNOTAVAIL):
+	case noWay(err):
 		f.seen = fmt.Sprintf("reach: there is no way from this host to %v", t.target.Address.Addr())
 		f.remedy = "see ip route get " + t.target.Address.Addr().String()
 		if t.target.Spare {
@@ -78,6 +78,11 @@ func (t *trial) otherTransport() turn.Protocol {
 func timedOut(err error) bool {
 	var t interface{ Timeout() bool }
 	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &t) && t.Timeout()
+}
+
+// noWay says whether this host knows no way to where it was to send.
+func noWay(err error) bool {
+	return errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
 func tooLarge(err error) bool { return errors.Is(err, errSilence) || errors.Is(err, unix.EMSGSIZE) }
