@@ -8,27 +8,38 @@ import (
 	"turnstone/turn"
 )
 
+// turns are taken by whoever reads the log: one at a time, however many ask.
+type turns chan struct{}
+
+// take takes a turn, which is to be given back.
+func (t turns) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t turns) give() { <-t }
+
 // cursor goes through a log. Moving on a little costs no more than the events between.
 type cursor struct {
 	source Source
-	turn   chan struct{} // whoever puts into it has the rest
+	turns  turns // whoever has one has the rest
 	state  *turn.State
 	wall   int64 // no record of state is of later
 }
-
-func newCursor(s Source) cursor { return cursor{source: s, turn: make(chan struct{}, 1)} }
 
 // nearby is after how many records a snapshot is looked for.
 const nearby = 4096
 
 // view calls f with the state within b. F may fold the records that follow into it, unless it fails.
 func (c *cursor) view(ctx context.Context, b store.Bound, f func(*turn.State) error) error {
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := c.turns.take(ctx); err != nil {
+		return err
 	}
+	defer c.turns.give()
 	state := c.state
 	c.state = nil // what an error leaves is between two moments
 	if state != nil && b.Seq >= state.Seq() && b.Wall >= c.wall {

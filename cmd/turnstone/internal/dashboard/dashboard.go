@@ -79,16 +79,24 @@ type Server struct {
 	source   Source
 	operator Operator // nil where there is none
 	http     http.Server
+	turns    turns
 	past     cursor // at the moment that was looked at last
 	latest   cursor // at the end of the log
 	history  cursor // where a history goes on
 	rates    meter
+	idle     *time.Timer // since the last request
 	guesses  guesses
 }
 
+// kept is for how long states are kept that nobody looks at.
+const kept = 2 * time.Minute
+
 // NewServer makes a Server. Without an Operator it is for reading only.
 func NewServer(s Source, o Operator) *Server {
-	d := &Server{source: s, operator: o, past: newCursor(s), latest: newCursor(s), history: newCursor(s), rates: newMeter(s)}
+	one := make(turns, 1)
+	at := cursor{source: s, turns: one}
+	d := &Server{source: s, operator: o, turns: one, past: at, latest: at, history: at, rates: meter{source: s, turns: one}}
+	d.idle = time.AfterFunc(kept, d.forget)
 	files, err := fs.Sub(page, "page")
 	if err != nil {
 		panic(err) // it is embedded
@@ -103,7 +111,7 @@ func NewServer(s Source, o Operator) *Server {
 	mux.HandleFunc("POST /api/operator", d.act(func(*http.Request) error { return nil }))
 	mux.HandleFunc("POST /api/allocations/{id}/close", d.act(d.closeAllocation))
 	d.http = http.Server{
-		Handler: crash.Handler(guard(mux, d.acts)), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second,
+		Handler: crash.Handler(guard(d.noted(mux), d.acts)), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 1 << 14,
 	}
 	return d
@@ -114,10 +122,27 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
 	stop := context.AfterFunc(ctx, func() { _ = s.http.Close() })
 	defer stop()
+	defer s.idle.Stop()
 	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve dashboard: %w", err)
 	}
 	return nil
+}
+
+// noted is h, and somebody looks.
+func (s *Server) noted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.idle.Reset(kept)
+		h.ServeHTTP(w, r)
+	})
+}
+
+// forget lets go of the states.
+func (s *Server) forget() {
+	s.turns <- struct{}{}
+	defer s.turns.give()
+	s.past.state, s.latest.state, s.history.state = nil, nil, nil
+	s.rates = meter{source: s.source, turns: s.turns}
 }
 
 // askedError is an error of whoever asks.

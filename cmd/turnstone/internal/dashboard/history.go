@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/replay"
@@ -43,6 +44,7 @@ type Happened struct {
 const (
 	historyEvents = 1 << 17 // of the log that are looked at
 	historyRows   = 200
+	historyTime   = 500 * time.Millisecond
 )
 
 // chronicle is what is asked of a history.
@@ -99,12 +101,12 @@ func (c *chronicle) follow(ctx context.Context, s Source, st *turn.State, out *H
 	if b := c.bound(st); b != nil {
 		c.peer = b.Peer.Addr()
 	}
-	last := st.Seq() + historyEvents
+	last, until := st.Seq()+historyEvents, time.Now().Add(historyTime)
 	for r, err := range s.Records(ctx, st.Seq()+1) {
-		if err != nil {
+		if err = errors.Join(err, ctx.Err()); err != nil {
 			return err
 		}
-		if r.First > last || alive && len(out.Events) >= historyRows {
+		if r.First > last || alive && (len(out.Events) >= historyRows || time.Now().After(until)) {
 			out.More, out.Over = alive, !alive
 			break
 		}

@@ -2,6 +2,7 @@ package dashboard
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/netip"
 	"time"
@@ -16,7 +17,7 @@ const (
 	usageEvery  = 5 * time.Minute
 	ratesEvery  = 10 * time.Second // of one rate
 	ratesSpan   = 30 * time.Minute // that is shown
-	ratesEvents = 1 << 18          // that are read for it at most
+	ratesEvents = 1 << 19          // that are read for it at most
 )
 
 // Rates are what was relayed in the time before a moment.
@@ -55,7 +56,7 @@ type relayed map[turn.Path]*[2]struct{ bytes, packets float64 }
 // meter goes through a log, and finds what was relayed when.
 type meter struct {
 	source Source
-	turn   chan struct{} // whoever puts into it has the rest
+	turns  turns // whoever has one has the rest
 
 	first, next turn.Seq // that it has read from, and that it reads next; 0: it has to begin
 	asked       int64    // wall time that it was to read from
@@ -64,8 +65,6 @@ type meter struct {
 	made        map[turn.AllocationID]int64 // when
 	times       map[int64]relayed           // by the number of ratesEvery since 1970
 }
-
-func newMeter(s Source) meter { return meter{source: s, turn: make(chan struct{}, 1)} }
 
 func (s *Server) showRates(w http.ResponseWriter, r *http.Request) {
 	q, err := parseQuery(r.URL.Query())
@@ -89,12 +88,10 @@ func (s *Server) showRates(w http.ResponseWriter, r *http.Request) {
 
 // before are the rates before at, when seq was the last event.
 func (m *meter) before(ctx context.Context, seq turn.Seq, at time.Time) (Rates, error) {
-	select {
-	case m.turn <- struct{}{}:
-		defer func() { <-m.turn }()
-	case <-ctx.Done():
-		return Rates{}, ctx.Err()
+	if err := m.turns.take(ctx); err != nil {
+		return Rates{}, err
 	}
+	defer m.turns.give()
 	from, to := at.Add(-ratesSpan).UnixNano(), at.Add(usageEvery+ratesEvery).UnixNano()
 	if m.next == 0 || m.next > m.first+4*ratesEvents || from < m.asked || from > m.end || seq > m.next+ratesEvents {
 		if err := m.start(ctx, seq, from); err != nil {
@@ -143,7 +140,7 @@ func (m *meter) start(ctx context.Context, seq turn.Seq, from int64) error {
 // readOn reads up to the wall time to, but not much beyond seq.
 func (m *meter) readOn(ctx context.Context, seq turn.Seq, to int64) error {
 	for r, err := range m.source.Records(ctx, m.next) {
-		if err != nil {
+		if err = errors.Join(err, ctx.Err()); err != nil {
 			return err
 		}
 		if r.Moment.Wall > to || r.First > seq+ratesEvents {

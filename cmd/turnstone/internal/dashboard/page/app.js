@@ -73,7 +73,7 @@ function show(s) {
   $("forth").disabled = s.seq >= now.span.last.seq;
   showOne(s.allocations.find((a) => a.id === now.chosen));
   chronicle.mark(s.seq);
-  if (now.live && now.follows) showNow(); else showPast(now.moment);
+  if (now.live && now.follows) showNow(); else showPast(now.moment, now.playing);
   if (focused) document.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
 }
 

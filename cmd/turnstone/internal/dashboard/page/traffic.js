@@ -35,23 +35,27 @@ export function showNow() {
   $("charts").replaceChildren(...charts);
 }
 
-let wanted = null, asking = false;
+let wanted = null, asking = null;
 
-// showPast shows the rates before a moment. Of several that are asked for at once the last one counts.
-export async function showPast(moment) {
+// showPast shows the rates before a moment. Of several that are asked for at once the last one counts; while the log is
+// played, what is being asked is waited for.
+export async function showPast(moment, plays) {
   wanted = moment;
-  if (asking) return;
-  asking = true;
+  if (asking) {
+    if (!plays) asking.abort();
+    return;
+  }
   while (wanted) {
     const mine = wanted;
+    asking = new AbortController();
     try {
-      const rates = await ask("rates", mine);
+      const rates = await ask("rates", mine, { signal: asking.signal });
       if (wanted) drawPast(rates);
-    } catch (err) { fail(err); }
+    } catch (err) { if (err.name !== "AbortError") fail(err); }
     if (wanted === mine) wanted = null;
-    else if (wanted) await new Promise((done) => setTimeout(done, 500));
+    else if (plays) await new Promise((done) => setTimeout(done, 500));
   }
-  asking = false;
+  asking = null;
 }
 
 function drawPast(rates) {
