@@ -16,6 +16,7 @@ import (
 	"turnstone/cmd/turnstone/internal/certs"
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/handover"
+	"turnstone/cmd/turnstone/internal/hook"
 	"turnstone/cmd/turnstone/internal/systemd"
 	"turnstone/store"
 	"turnstone/turn"
@@ -54,7 +55,8 @@ type served struct {
 	draining     draining
 	users        usersState
 	index        indexState
-	lookups      *relay.Lookups // at the hook, nil for none
+	lookups      *relay.Lookups // at the hook
+	hook         *hook.Hook     // nil for none
 	checkpoints  checkpoints
 	reload       sync.Mutex // one reload at a time
 
@@ -75,7 +77,7 @@ func (d *served) settings(r config.Resolved) (relay.Settings, string, error) {
 	g, demo := r.Gate, ""
 	g.NonceKey = d.key
 	g.Pseudonyms, g.HashNames, r.Rules.Pseudonyms = d.pseudonyms, r.HashNames, d.pseudonyms
-	if d.lookups != nil {
+	if r.Hook.URL != "" {
 		g.Lookup = d.lookups.Look
 	}
 	if r.Demo {

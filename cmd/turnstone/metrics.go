@@ -30,7 +30,7 @@ func (d *served) sources() metrics.Sources {
 
 // lookupCounters is false where there is no hook.
 func (d *served) lookupCounters() (relay.LookupCounters, bool) {
-	if d.lookups == nil {
+	if d.now.Load().resolved.Hook.URL == "" {
 		return relay.LookupCounters{}, false
 	}
 	return d.lookups.Counters(), true

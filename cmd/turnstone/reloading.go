@@ -7,6 +7,7 @@ import (
 
 	"turnstone/cmd/turnstone/internal/admin"
 	"turnstone/cmd/turnstone/internal/config"
+	"turnstone/cmd/turnstone/internal/hook"
 	"turnstone/cmd/turnstone/internal/systemd"
 	"turnstone/turn"
 
@@ -16,11 +17,21 @@ import (
 // needRestart says of a setting that it is bound to files and the process: a restart, which costs no call, puts it in force.
 func needRestart(key string) bool {
 	section, _, _ := strings.Cut(key, ".")
-	switch {
-	case key == "data", key == "admin-socket", strings.HasPrefix(key, "auth.http-"):
-		return true
+	return key == "data" || key == "admin-socket" || section == "log" && key != "log.level"
+}
+
+// useHook has users asked for at h from now on, empty for nowhere.
+func (d *served) useHook(h config.Hook) {
+	before := d.hook
+	d.hook = nil
+	if h.URL != "" {
+		d.hook = hook.New(h.URL, h.Token)
+		h.Lookup.Directory = d.hook
 	}
-	return section == "log" && key != "log.level"
+	d.lookups.Use(h.Lookup)
+	if before != nil {
+		before.Close()
+	}
 }
 
 // Reload reads the configuration again, and puts all of it in force that does not need a restart. What can fail comes
@@ -114,6 +125,10 @@ func (d *served) reloadAll(ctx context.Context) (done admin.Reloaded, err error)
 		})
 	}
 	undo = append(undo, certificates())
+	if r.Hook != old.resolved.Hook {
+		d.useHook(r.Hook)
+		undo = append(undo, func() { d.useHook(old.resolved.Hook) })
+	}
 	if err = prepared.Apply(ctx); err != nil {
 		return done, err
 	}

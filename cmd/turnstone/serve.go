@@ -17,7 +17,6 @@ import (
 	"turnstone/cmd/turnstone/internal/config"
 	"turnstone/cmd/turnstone/internal/crash"
 	"turnstone/cmd/turnstone/internal/handover"
-	"turnstone/cmd/turnstone/internal/hook"
 	"turnstone/cmd/turnstone/internal/systemd"
 	"turnstone/store"
 	"turnstone/turn"
@@ -198,12 +197,9 @@ func (d *served) serve(ctx context.Context, cause func() string, stdout io.Write
 	if err := d.openPseudonyms(r); err != nil {
 		return err
 	}
-	if r.Hook.URL != "" {
-		h := hook.New(r.Hook.URL, r.Hook.Token)
-		defer h.Close()
-		r.Hook.Lookup.Directory = h
-		d.lookups = relay.NewLookups(r.Hook.Lookup)
-	}
+	d.lookups = relay.NewLookups(relay.LookupConfig{})
+	d.useHook(r.Hook)
+	defer d.useHook(config.Hook{})
 	d.certificates = certs.NewStore(d.log)
 	if err := d.certificates.Use(r.Certificates); err != nil {
 		return err

@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -26,7 +27,7 @@ type Found struct {
 
 // LookupConfig says how a [Directory] is asked.
 type LookupConfig struct {
-	Directory Directory
+	Directory Directory     // nil for none: nobody is found
 	Timeout   time.Duration // of one question
 	Keep      time.Duration // for how long the keys of a user are kept
 	Fresh     time.Duration // for how long an answer is not asked for again, whatever it was; at least a second
@@ -50,12 +51,12 @@ const (
 // [Lookups.Look], and a server asks what they do not find. Requests wait for the answer outside of the shards. There
 // is one question for a user at once, and they are bounded in number and rate, in all and for each source.
 type Lookups struct {
-	config LookupConfig
 	clock  func() time.Duration // of uptime
 	queue  chan who
 	source *limiter
 
 	mu      sync.RWMutex // guards the fields below
+	config  LookupConfig
 	known   memory
 	absent  memory
 	asked   map[who]*question
@@ -85,13 +86,31 @@ type origin struct {
 
 // NewLookups makes Lookups for one server.
 func NewLookups(c LookupConfig) *Lookups {
-	c.Fresh = max(c.Fresh, time.Second)
-	c.Keep = max(c.Keep, c.Fresh)
 	return &Lookups{
-		config: c, queue: make(chan who, maxAsked), source: newLimiter(sourceRate, sourceBurst),
+		config: c.bounded(), queue: make(chan who, maxAsked), source: newLimiter(sourceRate, sourceBurst),
 		clock: func() time.Duration { return time.Duration(uptime()) },
 		known: newMemory(maxKnown), absent: newMemory(maxAbsent), asked: map[who]*question{},
 	}
+}
+
+func (c LookupConfig) bounded() LookupConfig {
+	c.Fresh = max(c.Fresh, time.Second)
+	c.Keep = max(c.Keep, c.Fresh)
+	return c
+}
+
+// Use has l ask as c says from now on. Whom another directory knew is asked for anew.
+func (l *Lookups) Use(c LookupConfig) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.Directory != l.config.Directory {
+		for w, k := range l.known.entries {
+			k.until = 0
+			l.known.entries[w] = k // if this one does not know the user, that is a loss
+		}
+		l.absent = newMemory(maxAbsent)
+	}
+	l.config = c.bounded()
 }
 
 // Look is what is known of a user, for a gate.
@@ -170,15 +189,26 @@ func (l *Lookups) allowed(source netip.Addr) bool {
 	return true
 }
 
+// errOtherDirectory says that a directory is not the one any more that is to be asked.
+var errOtherDirectory = errors.New("there is another directory, or none, since")
+
+// find asks the directory, for no longer than c says.
+func (c *LookupConfig) find(ctx context.Context, username, realm string) (Found, error) {
+	if c.Directory == nil {
+		return Found{}, errOtherDirectory
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	return c.Directory.Find(ctx, username, realm)
+}
+
 // answer asks the directory for w and keeps what it says. It yields who waited, and whether a user that was known is not any more.
 func (l *Lookups) answer(ctx context.Context, w who) (waiters []origin, gone bool, err error) {
-	inner, cancel := context.WithTimeout(ctx, l.config.Timeout)
-	defer cancel()
 	l.mu.RLock()
-	username := l.asked[w].username
+	c, username := l.config, l.asked[w].username
 	l.mu.RUnlock()
-	found, err := l.config.Directory.Find(inner, username, w.realm)
-	keep := l.config.Keep
+	found, err := c.find(ctx, username, w.realm)
+	keep := c.Keep
 	if !found.Until.IsZero() {
 		keep = min(keep, time.Until(found.Until))
 	}
@@ -190,6 +220,9 @@ func (l *Lookups) answer(ctx context.Context, w who) (waiters []origin, gone boo
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.config.Directory != c.Directory {
+		err = errOtherDirectory
+	}
 	now := l.clock()
 	switch {
 	case err != nil:
@@ -197,11 +230,11 @@ func (l *Lookups) answer(ctx context.Context, w who) (waiters []origin, gone boo
 	case known:
 		l.found.Add(1)
 		l.absent.forget(w)
-		l.known.put(w, remembered{user: found.User, since: now, until: now + max(keep, l.config.Fresh)})
+		l.known.put(w, remembered{user: found.User, since: now, until: now + max(keep, c.Fresh)})
 	default:
 		l.none.Add(1)
 		gone = l.known.forget(w)
-		l.absent.put(w, remembered{since: now, until: now + l.config.Fresh})
+		l.absent.put(w, remembered{since: now, until: now + c.Fresh})
 	}
 	waiters = l.asked[w].waiters
 	l.waiting -= len(waiters)

@@ -127,6 +127,45 @@ func TestUsersOfADirectory(t *testing.T) {
 	}
 }
 
+// TestAnotherDirectoryIsAsked holds that nothing of a directory is believed once there is another, or none, and that who is not in
+// the new one loses what is held as soon as that is known.
+func TestAnotherDirectoryIsAsked(t *testing.T) {
+	d := newFakeDirectory("dora", "eve")
+	adjust, _ := withDirectory(d, nil)
+	g := serveTest(t, adjust)
+	dora, eve := g.client("dora"), g.client("eve")
+	dora.allocate()
+	eve.allocate()
+	other := newFakeDirectory("dora", "fred")
+	c := LookupConfig{Directory: other, Timeout: 5 * time.Second, Keep: time.Minute, Fresh: time.Second}
+	g.config.Lookups.Use(c)
+	g.client("fred").allocate()
+	dora.do(0, stun.MethodRefresh, lifetime(600))
+	if got := other.count("dora"); got != 1 {
+		t.Errorf("asked the other directory for dora %d times, want once", got)
+	}
+	if n := g.Allocations(); n != 3 {
+		t.Errorf("%d allocations, want all 3 until it is known that eve is gone", n)
+	}
+	eve.do(401, stun.MethodRefresh)
+	eventually(t, "eve loses what is held", func() bool { return g.Allocations() == 2 })
+
+	// What the directory before says is not believed either.
+	d.set(func() { d.block = make(chan struct{}) })
+	c.Directory = d
+	g.config.Lookups.Use(c)
+	late := g.client("late").greet()
+	d.set(func() { d.users["late"] = Found{Known: true, User: turn.User{Password: "secret"}} })
+	late.send(late.server, late.message(stun.MethodAllocate, udpTransport).Raw)
+	eventually(t, "the directory is being asked", func() bool { return d.count("late") > 0 })
+	g.config.Lookups.Use(LookupConfig{})
+	d.set(func() { close(d.block) })
+	eventually(t, "its answer is dropped", func() bool { return g.config.Lookups.Counters().Failed == 1 })
+	if _, presence := g.config.Lookups.Look("example.org", "late"); presence != turn.Unasked {
+		t.Errorf("late is %v, want that nobody knows", presence)
+	}
+}
+
 // TestNobodyIsAskedForWithoutANonce holds that a flood from forged sources does not reach the directory.
 func TestNobodyIsAskedForWithoutANonce(t *testing.T) {
 	d := newFakeDirectory("dora")
