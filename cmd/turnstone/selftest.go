@@ -54,8 +54,11 @@ func (s *selfTester) plan(cmd *cobra.Command, c *config.Config) (targets []selft
 	}
 	for _, uri := range s.servers {
 		list, err := selftest.Targets(cmd.Context(), uri)
-		if err != nil {
+		if errors.Is(err, selftest.ErrURI) {
 			return nil, who, usageError("--server: %w", err)
+		}
+		if err != nil {
+			return nil, who, err
 		}
 		targets = append(targets, list...)
 	}
@@ -127,9 +130,10 @@ func pathsOf(client *admin.Client) selftest.Path {
 }
 
 type trialRemedy struct {
-	Server string `json:"server"`
-	Result string `json:"result"`
-	Remedy string `json:"what to do"`
+	Server  string `json:"server"`
+	Address string `json:"address"`
+	Result  string `json:"result"`
+	Remedy  string `json:"what to do"`
 }
 
 // showTrials lists trials, in a table with the remedies below it.
@@ -141,7 +145,7 @@ func showTrials(cmd *cobra.Command, f output.Format, trials []selftest.Trial) er
 	var remedies []trialRemedy
 	for _, t := range trials {
 		if t.Remedy != "" {
-			remedies = append(remedies, trialRemedy{t.Server, string(t.Result), t.Remedy})
+			remedies = append(remedies, trialRemedy{t.Server, t.Address, string(t.Result), t.Remedy})
 		}
 	}
 	return output.Section(out, f, "remedies", remedies)

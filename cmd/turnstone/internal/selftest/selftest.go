@@ -17,7 +17,7 @@ import (
 // Trial is what came of a test of one [Target].
 type Trial struct {
 	Server    string        `json:"server"` // URI
-	Address   string        `json:"address" table:"-"`
+	Address   string        `json:"address"`
 	Result    doctor.Result `json:"result"`
 	LatencyMS float64       `json:"latency_ms"`         // of the answer to the first request
 	Mapped    string        `json:"mapped" table:"-"`   // where the server sees this client

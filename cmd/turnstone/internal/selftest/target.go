@@ -2,6 +2,7 @@ package selftest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,12 +25,15 @@ type Target struct {
 	External []netip.Addr // that relayed addresses are to be of; none: it is not known
 }
 
+// ErrURI says that something names no server.
+var ErrURI = errors.New("no URI")
+
 // Targets are the ways to the server that a URI of RFC 7065 names: one for each address of its host. They ask the resolver
-// of this host, unless the host is an address.
+// of this host, unless the host is an address. What is no such URI is an [ErrURI].
 func Targets(ctx context.Context, uri string) ([]Target, error) {
 	u, err := stun.ParseURI(uri)
 	if err != nil || (u.Scheme != stun.SchemeTypeTURN && u.Scheme != stun.SchemeTypeTURNS) || u.Port < 1 || u.Port > 65535 {
-		return nil, fmt.Errorf("%q is no URI like turn:turn.example.org:3478?transport=udp or turns:turn.example.org:5349", uri)
+		return nil, fmt.Errorf("%q is %w like turn:turn.example.org:3478?transport=udp or turns:turn.example.org:5349", uri, ErrURI)
 	}
 	addrs, err := addresses(ctx, u.Host)
 	if err != nil {
