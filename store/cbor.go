@@ -3,18 +3,23 @@ package store
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 	"net/netip"
 	"unicode/utf8"
 )
 
 // CBOR major types (RFC 8949 section 3.1).
 const (
-	majorUint  = 0
-	majorBytes = 2
-	majorText  = 3
-	majorArray = 4
-	majorMap   = 5
+	majorUint     = 0
+	majorNegative = 1
+	majorBytes    = 2
+	majorText     = 3
+	majorArray    = 4
+	majorMap      = 5
 )
+
+// null is what the library writes for a nil slice.
+const null = 0xf6
 
 // appendHead appends the head of a CBOR item in its shortest form.
 func appendHead(dst []byte, major byte, n uint64) []byte {
@@ -151,6 +156,30 @@ func (c *cursor) field(n, limit uint64) uint64 {
 	return v
 }
 
+// fields begins a map of n pairs.
+func (c *cursor) fields(n uint64) {
+	if c.head(majorMap) != n {
+		c.fail()
+	}
+}
+
+// int reads the map key n and the integer that follows.
+func (c *cursor) int(n uint64) int64 {
+	c.key(n)
+	if len(c.b) > 0 && c.b[0]>>5 == majorNegative {
+		v := c.head(majorNegative)
+		if v > math.MaxInt64 {
+			c.fail()
+		}
+		return -1 - int64(v)
+	}
+	v := c.head(majorUint)
+	if v > math.MaxInt64 {
+		c.fail()
+	}
+	return int64(v)
+}
+
 // bytes reads a byte string, which aliases the input.
 func (c *cursor) bytes(major byte) []byte {
 	n := c.head(major)
@@ -181,8 +210,19 @@ func (c *cursor) fixed(dst []byte) {
 }
 
 func (c *cursor) addr() netip.Addr {
+	a := c.optionalAddr()
+	if !a.IsValid() {
+		c.fail()
+	}
+	return a
+}
+
+// optionalAddr may be the zero one.
+func (c *cursor) optionalAddr() netip.Addr {
 	b := c.bytes(majorBytes)
 	switch len(b) {
+	case 0:
+		return netip.Addr{}
 	case 4:
 		return netip.AddrFrom4([4]byte(b))
 	case 16:

@@ -86,7 +86,7 @@ func encodeCreated(dst []byte, e turn.AllocationCreated) []byte {
 	dst = appendHead(append(dst, 3), majorUint, uint64(e.FiveTuple.Protocol))
 	dst = append(dst, 4)
 	if e.Relayed == nil {
-		dst = append(dst, 0xf6) // null, as the library writes a nil slice
+		dst = append(dst, null)
 	} else {
 		dst = appendHead(dst, majorArray, uint64(len(e.Relayed)))
 	}
@@ -154,9 +154,7 @@ func decodeHot(k turn.Kind, body []byte, names *names) (turn.Event, bool) {
 
 // allocation begins a map of n pairs, the first of which is the allocation.
 func (c *cursor) allocation(n uint64) turn.AllocationID {
-	if c.head(majorMap) != n {
-		c.fail()
-	}
+	c.fields(n)
 	return turn.AllocationID(c.field(1, math.MaxUint64))
 }
 
@@ -171,14 +169,7 @@ func (c *cursor) created() turn.AllocationCreated {
 	var e turn.AllocationCreated
 	e.Allocation, e.Tx = c.grant(8)
 	c.key(3)
-	if c.head(majorMap) != 3 {
-		c.fail()
-	}
-	c.key(1)
-	e.FiveTuple.Client = c.addrPort()
-	c.key(2)
-	e.FiveTuple.Server = c.addrPort()
-	e.FiveTuple.Protocol = turn.Protocol(c.field(3, math.MaxUint8))
+	e.FiveTuple = c.fiveTuple()
 	c.key(4)
 	n := c.head(majorArray)
 	if n > 2 {
@@ -198,6 +189,16 @@ func (c *cursor) created() turn.AllocationCreated {
 	return e
 }
 
+func (c *cursor) fiveTuple() (t turn.FiveTuple) {
+	c.fields(3)
+	c.key(1)
+	t.Client = c.optionalAddrPort()
+	c.key(2)
+	t.Server = c.optionalAddrPort()
+	t.Protocol = turn.Protocol(c.field(3, math.MaxUint8))
+	return t
+}
+
 func (c *cursor) usage() turn.UsageRecorded {
 	e := turn.UsageRecorded{Allocation: c.allocation(6), Channel: turn.ChannelNumber(c.field(2, math.MaxUint16))}
 	c.key(3)
@@ -210,8 +211,6 @@ func (c *cursor) usage() turn.UsageRecorded {
 // count reads the map key n and the count that follows.
 func (c *cursor) count(n uint64) turn.Count {
 	c.key(n)
-	if c.head(majorMap) != 2 {
-		c.fail()
-	}
+	c.fields(2)
 	return turn.Count{Packets: c.field(1, math.MaxUint64), Bytes: c.field(2, math.MaxUint64)}
 }

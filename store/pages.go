@@ -42,9 +42,10 @@ type boltMeta struct {
 type pageCheck struct {
 	r io.ReaderAt
 	boltMeta
-	leaves bool   // read the pages of records too
-	seen   []bool // by page
-	used   uint64 // how many were
+	leaves bool     // read the pages of records too
+	seen   []bool   // by page
+	used   uint64   // how many were
+	free   [][]byte // of the size of a page
 }
 
 // checkPages checks the structure of the bbolt file r of size bytes: meta pages, freelist, and
@@ -125,7 +126,12 @@ func (p *pageCheck) load(id uint64) (g page, err error) {
 	if id < 2 || id >= p.high {
 		return g, fmt.Errorf("page %d is not one of the %d in use", id, p.high)
 	}
-	b := make([]byte, p.pageSize)
+	var b []byte
+	if n := len(p.free); n > 0 {
+		b, p.free = p.free[n-1], p.free[:n-1]
+	} else {
+		b = make([]byte, p.pageSize)
+	}
 	if err := p.read(b, id); err != nil {
 		return g, err
 	}
@@ -205,6 +211,7 @@ func (p *pageCheck) tree(id uint64, depth int) (records bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	defer func() { p.free = append(p.free, g.b[:p.pageSize]) }()
 	switch g.flags {
 	case branchPage:
 		return false, p.branch(g, depth)

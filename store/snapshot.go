@@ -49,18 +49,6 @@ func parseHead(at turn.Seq, b []byte) (p Snapshot, ok bool) {
 	return p, true
 }
 
-// EncodeState is the one encoding of s: equal states, equal bytes.
-func EncodeState(s *turn.State) ([]byte, error) { return encoding.Marshal(s.Image()) }
-
-// DecodeState is the opposite of EncodeState.
-func DecodeState(b []byte) (*turn.State, error) {
-	var im turn.Image
-	if err := decoding.Unmarshal(b, &im); err != nil {
-		return nil, err
-	}
-	return turn.FromImage(im)
-}
-
 // newestSnapshot is the newest that can be read and is followed by one of segments, or the
 // empty state where the log is there from its beginning.
 func (l *Log) newestSnapshot(segments []begun) (*turn.State, error) {
@@ -101,14 +89,19 @@ func snapshotsIn(s source) (list []Snapshot, err error) {
 		return snapshots.ForEachBucket(func(k []byte) error {
 			b := snapshots.Bucket(k)
 			if p, ok := parseHead(seqOf(k), b.Get(headKey)); ok {
-				last, rest := b.Cursor().Last()
-				p.Size = (int(number(last))-1)*len(b.Get(key(1))) + len(rest)
+				p.Size = sizeIn(b)
 				list = append(list, p)
 			}
 			return nil
 		})
 	})
 	return list, err
+}
+
+// sizeIn is how many bytes the chunks in the bucket of a snapshot have: all but the last have as many.
+func sizeIn(b *bbolt.Bucket) int {
+	last, rest := b.Cursor().Last()
+	return (int(number(last))-1)*len(b.Get(key(1))) + len(rest)
 }
 
 // readSnapshot reads the snapshot at, some chunks in each transaction, and checks its digest.
@@ -122,6 +115,9 @@ func readSnapshot(s source, at turn.Seq) (p Snapshot, body []byte, err error) {
 			var ok bool
 			if p, ok = parseHead(at, b.Get(headKey)); !ok {
 				return fmt.Errorf("snapshot %d has no digest", at)
+			}
+			if body == nil {
+				body = make([]byte, 0, max(0, min(sizeIn(b), 64<<20))) // a damaged one may say anything
 			}
 			end := time.Now().Add(chunkTime)
 			for size := 0; size < chunkSize && time.Now().Before(end); n++ {

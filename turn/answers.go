@@ -1,6 +1,7 @@
 package turn
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"time"
 )
@@ -75,12 +76,28 @@ const maxAnswers = 1 << 21
 // answers remembers the successes of the last 40 seconds of record time. They
 // outlive their allocation.
 type answers struct {
-	of    map[transaction]answer
-	queue []transaction // in the order they were answered
-	head  int           // queue[:head] is forgotten
+	list  []remembered           // in the order they were given, behind those that are forgotten
+	head  int                    // list[:head] is forgotten
+	first uint32                 // number of list[0]; numbers wrap around, there are never so many
+	of    map[uint64]uint32      // number of each in list[head:], by hash
+	clash map[transaction]uint32 // of those whose hash another has
+	hash  func(transaction) uint64
 }
 
-func newAnswers() answers { return answers{of: map[transaction]answer{}} }
+// remembered is a transaction and what it was told.
+type remembered struct {
+	hash uint64
+	transaction
+	answer
+}
+
+func newAnswers() answers {
+	seed := maphash.MakeSeed()
+	return answers{
+		of: map[uint64]uint32{}, clash: map[transaction]uint32{},
+		hash: func(t transaction) uint64 { return maphash.Comparable(seed, t) },
+	}
+}
 
 func transactionOf(t FiveTuple, k Kind, tx TransactionID) transaction {
 	return transaction{client: pack(t.Client), server: pack(t.Server), protocol: t.Protocol, kind: k, tx: tx}
@@ -89,45 +106,88 @@ func transactionOf(t FiveTuple, k Kind, tx TransactionID) transaction {
 // remember keeps a for 40 seconds from m. Events of one request share a transaction.
 func (w *answers) remember(t transaction, a answer, m Moment) {
 	a.until = m.After(AnswerLifetime)
-	if _, known := w.of[t]; !known {
-		w.queue = append(w.queue, t)
-		if len(w.live()) > maxAnswers {
-			w.forget()
-		}
+	w.put(t, a)
+	if len(w.live()) > maxAnswers {
+		w.forget()
 	}
-	w.of[t] = a
+}
+
+// put has t told a.
+func (w *answers) put(t transaction, a answer) {
+	h := w.hash(t)
+	if given := w.find(t, h); given != nil {
+		*given = a
+		return
+	}
+	n := w.first + uint32(len(w.list))
+	if _, taken := w.of[h]; taken {
+		w.clash[t] = n
+	} else {
+		w.of[h] = n
+	}
+	w.list = append(w.list, remembered{h, t, a})
+}
+
+// get is what t was told, for changing it; nil where that is not known. It holds until the next put.
+func (w *answers) get(t transaction) *answer { return w.find(t, w.hash(t)) }
+
+// find is get of a transaction whose hash is known.
+func (w *answers) find(t transaction, hash uint64) *answer {
+	if n, known := w.of[hash]; known && w.list[n-w.first].transaction == t {
+		return &w.list[n-w.first].answer
+	}
+	if n, known := w.clash[t]; known {
+		return &w.list[n-w.first].answer
+	}
+	return nil
 }
 
 // amend changes what is remembered of t, if anything is.
 func (w *answers) amend(t transaction, change func(*answer)) {
-	if a, known := w.of[t]; known {
-		change(&a)
-		w.of[t] = a
+	if given := w.get(t); given != nil {
+		change(given)
 	}
 }
 
 // recall is what t was told, false where that is over at m or never was.
 func (w *answers) recall(t transaction, m Moment) (answer, bool) {
-	a, ok := w.of[t]
-	return a, ok && !a.until.Passed(m)
+	given := w.get(t)
+	if given == nil || given.until.Passed(m) {
+		return answer{}, false
+	}
+	return *given, true
 }
 
 // prune forgets what is over at m.
 func (w *answers) prune(m Moment) {
-	for w.head < len(w.queue) && w.of[w.queue[w.head]].until.Passed(m) {
+	for w.head < len(w.list) && w.list[w.head].until.Passed(m) {
 		w.forget()
 	}
-	if w.head > 1024 && w.head > len(w.queue)/2 {
-		w.queue = append([]transaction(nil), w.queue[w.head:]...)
-		w.head = 0
+	if w.head > 1024 && w.head > len(w.list)/2 {
+		w.drop()
 	}
+}
+
+// drop gives up the place of what is forgotten, and the memory of a flood.
+func (w *answers) drop() {
+	to, live := w.list[:0], w.live()
+	if cap(w.list) > 8*len(live) {
+		to = make([]remembered, 0, 2*len(live))
+	}
+	w.first += uint32(w.head)
+	w.list, w.head = append(to, live...), 0
 }
 
 // forget forgets the oldest.
 func (w *answers) forget() {
-	delete(w.of, w.queue[w.head])
+	oldest := &w.list[w.head]
+	if n, known := w.of[oldest.hash]; known && n == w.first+uint32(w.head) {
+		delete(w.of, oldest.hash)
+	} else {
+		delete(w.clash, oldest.transaction)
+	}
 	w.head++
 }
 
-// live is the queue without what is forgotten.
-func (w *answers) live() []transaction { return w.queue[w.head:] }
+// live is the list without what is forgotten.
+func (w *answers) live() []remembered { return w.list[w.head:] }

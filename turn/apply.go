@@ -59,10 +59,8 @@ func (s *State) rebase(m Moment) {
 		}
 	}
 	s.reservations.rebase(move)
-	for _, t := range s.answers.live() {
-		a := s.answers.of[t]
-		move(&a.until)
-		s.answers.of[t] = a
+	for i := range s.answers.live() {
+		move(&s.answers.live()[i].until)
 	}
 	s.ends.forget()
 }
@@ -367,7 +365,10 @@ func (s *State) answer(a *Allocation, k Kind, tx TransactionID, lifetime uint32)
 	}
 	for ft := range a.FiveTuples() {
 		t = transactionOf(ft, k, tx)
-		given.ticket = s.answers.of[t].ticket // of a move that came with it
+		given.ticket = 0
+		if before := s.answers.get(t); before != nil {
+			given.ticket = before.ticket // of a move that came with it
+		}
 		s.answers.remember(t, given, s.moment)
 	}
 }

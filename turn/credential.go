@@ -82,9 +82,12 @@ func Owner(username string) string {
 // timeLimited splits the username of a TURN REST credential
 // (draft-uberti-behave-turn-rest): "expiry" or "expiry:user", expiry in Unix seconds.
 func timeLimited(username string) (expiry time.Time, user string, ok bool) {
+	if username == "" || username[0] < '0' || username[0] > '9' {
+		return time.Time{}, "", false // as nearly all are: no error is made for them
+	}
 	digits, user, _ := strings.Cut(username, ":")
 	seconds, err := strconv.ParseUint(digits, 10, 40)
-	if err != nil || digits == "" {
+	if err != nil {
 		return time.Time{}, "", false
 	}
 	return time.Unix(int64(seconds), 0), user, true

@@ -80,11 +80,11 @@ func (s *State) Image() Image {
 	for _, r := range s.reservations.list {
 		im.Reservations = append(im.Reservations, *r)
 	}
-	for _, t := range s.answers.live() {
-		given := s.answers.of[t]
+	for i := range s.answers.live() {
+		given := &s.answers.live()[i]
 		one := AnswerImage{
-			FiveTuple: FiveTuple{Client: t.client.unpack(), Server: t.server.unpack(), Protocol: t.protocol},
-			Kind:      t.kind, Tx: t.tx, Until: given.until, Allocation: given.allocation, Lifetime: given.lifetime,
+			FiveTuple: FiveTuple{Client: given.client.unpack(), Server: given.server.unpack(), Protocol: given.protocol},
+			Kind:      given.kind, Tx: given.tx, Until: given.until, Allocation: given.allocation, Lifetime: given.lifetime,
 			Token: given.token, Family: given.lacks.family, Code: given.lacks.code, Ticket: given.ticket,
 		}
 		one.Relayed = given.list()
@@ -142,14 +142,13 @@ func FromImage(im Image) (*State, error) {
 	for _, r := range im.Answers {
 		t := transactionOf(r.FiveTuple, r.Kind, r.Tx)
 		given := answer{until: r.Until, allocation: r.Allocation, lifetime: r.Lifetime, token: r.Token, lacks: lack{r.Family, r.Code}, ticket: r.Ticket}
-		if _, twice := s.answers.of[t]; twice || len(r.Relayed) > len(given.addresses) {
+		if s.answers.get(t) != nil || len(r.Relayed) > len(given.addresses) {
 			return nil, fmt.Errorf("image of state %d: answer %v contradicts another or itself", im.Seq, r.Tx)
 		}
 		for i, a := range r.Relayed {
 			given.addresses[i] = pack(a)
 		}
-		s.answers.of[t] = given
-		s.answers.queue = append(s.answers.queue, t)
+		s.answers.put(t, given)
 	}
 	return s, nil
 }

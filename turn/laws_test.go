@@ -579,13 +579,13 @@ func checkAllocation(t tb, now Moment, a *Allocation, maxLifetime time.Duration)
 
 func checkAnswers(t tb, s *State) {
 	t.Helper()
-	if len(s.answers.of) != len(s.answers.live()) {
-		t.Errorf("got %d answers, %d in the queue", len(s.answers.of), len(s.answers.live()))
+	if n := len(s.answers.of) + len(s.answers.clash); n != len(s.answers.live()) {
+		t.Errorf("got %d answers, %d in the list", n, len(s.answers.live()))
 	}
-	for _, tx := range s.answers.live() {
-		a, ok := s.answers.of[tx]
-		if left := a.until.Uptime - s.moment.Uptime; !ok || left > AnswerLifetime {
-			t.Errorf("answer %v is remembered for %v", tx.tx, left)
+	for i := range s.answers.live() {
+		a := &s.answers.live()[i]
+		if left := a.until.Uptime - s.moment.Uptime; s.answers.get(a.transaction) != &a.answer || left > AnswerLifetime {
+			t.Errorf("answer %v is remembered for %v, or is not found", a.tx, left)
 		}
 	}
 }
