@@ -35,18 +35,21 @@ type Builder struct {
 	epoch    uint64
 	mappings []Mapping
 
-	open  map[turn.AllocationID]*Row
-	ended []*Row // in the order in which they ended, not written yet
-	over  map[turn.AllocationID]*Row
-	parts map[turn.AllocationID]*Row
-	rows  []Row // refusals and redirects
+	open    map[turn.AllocationID]*Row
+	asleep  map[turn.AllocationID][]byte // more that is open
+	decoder decoder                      // of these
+	err     error                        // of decoding them: none is right from then on
+	ended   []*Row                       // in the order in which they ended, not written yet
+	over    map[turn.AllocationID]*Row
+	parts   map[turn.AllocationID]*Row
+	rows    []Row // refusals and redirects
 
 	maxClosed int // see there
 }
 
 // NewBuilder makes a Builder that has seen nothing.
 func NewBuilder() *Builder {
-	return &Builder{maxClosed: maxClosed, open: map[turn.AllocationID]*Row{}, over: map[turn.AllocationID]*Row{}, parts: map[turn.AllocationID]*Row{}}
+	return &Builder{maxClosed: maxClosed, open: map[turn.AllocationID]*Row{}, asleep: map[turn.AllocationID][]byte{}, over: map[turn.AllocationID]*Row{}, parts: map[turn.AllocationID]*Row{}}
 }
 
 // Last is the sequence of the last event that was added.
@@ -72,6 +75,7 @@ func (b *Builder) rebase(to turn.Moment) {
 			s.until = s.until.Rebase(b.moment, to)
 		}
 	}
+	_ = b.wakeAll() // b has the error
 	for _, r := range b.open {
 		move(&r.Span)
 		r.spans(move)
@@ -167,7 +171,7 @@ func (b *Builder) after(seconds uint32) turn.Deadline {
 
 // row is the row of an open allocation, made where its beginning was not seen.
 func (b *Builder) row(id turn.AllocationID) *Row {
-	r := b.open[id]
+	r := b.held(id)
 	if r == nil {
 		r = &Row{Kind: KindAllocation, Allocation: id, Epoch: b.epoch}
 		b.open[id] = r
@@ -185,6 +189,7 @@ func (b *Builder) created(e turn.AllocationCreated) {
 		r.Relayed = append(r.Relayed, Relayed{a, s})
 	}
 	b.open[e.Allocation] = r
+	delete(b.asleep, e.Allocation)
 }
 
 // prolong moves the end of r, or of one of its relayed addresses alone.
@@ -316,7 +321,7 @@ func (b *Builder) moved(r *Row, t turn.FiveTuple) {
 
 // used adds usage, also of an allocation that has ended.
 func (b *Builder) used(e turn.UsageRecorded) {
-	r := b.open[e.Allocation]
+	r := b.held(e.Allocation)
 	if r == nil {
 		r = b.over[e.Allocation]
 	}
@@ -509,7 +514,7 @@ func (b *Builder) lingered(r *Row) bool {
 	return time.Duration(b.moment.Wall-r.gone).Abs() >= linger
 }
 
-// each calls f with the rows that no block has yet: all that cut would take, and all that is open.
+// each calls f with the rows that no block has yet: all that cut would take, and all that is open and awake.
 func (b *Builder) each(f func(*Row)) {
 	for i := range b.rows {
 		f(&b.rows[i])
@@ -524,12 +529,15 @@ func (b *Builder) each(f func(*Row)) {
 	}
 }
 
-// unwritten are the rows that each tells of, in order.
-func (b *Builder) unwritten() []Row {
+// unwritten are the rows that no block has yet, in order.
+func (b *Builder) unwritten() ([]Row, error) {
+	if err := b.wakeAll(); err != nil {
+		return nil, err
+	}
 	var rows []Row
 	b.each(func(r *Row) { rows = append(rows, *r) })
 	sortRows(rows)
-	return rows
+	return rows, nil
 }
 
 // sortRows sorts rows by their beginnings. What begins at once is in the order of the log.

@@ -2,13 +2,10 @@ package audit
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
-	"runtime"
 	"slices"
-	"sync"
 	"time"
 
 	"turnstone/store"
@@ -34,6 +31,9 @@ const chunkRows = 16 << 10
 // encode makes the values of c: a head, and chunks of rows, those that have ended before those that have not.
 func (c *carried) encode(k *cipher) (head []byte, chunks [][]byte, err error) {
 	b := c.builder
+	if b.err != nil {
+		return nil, nil, b.err
+	}
 	w := writer{b: []byte{carriedFormat}}
 	w.uint(uint64(c.last))
 	w.b = append(w.b, c.chain[:]...)
@@ -51,7 +51,7 @@ func (c *carried) encode(k *cipher) (head []byte, chunks [][]byte, err error) {
 		w.span(&b.mappings[i].Span)
 	}
 	w.count(len(b.ended))
-	w.count(len(b.open))
+	w.count(len(b.open) + len(b.asleep))
 	var chunk writer
 	flush := func() error {
 		if len(chunk.b) == 0 {
@@ -61,20 +61,26 @@ func (c *carried) encode(k *cipher) (head []byte, chunks [][]byte, err error) {
 		chunks, chunk.b = append(chunks, closed(0, chunkKey(len(chunks)), slices.Clip(one))), nil
 		return err
 	}
-	add := func(r *Row) error {
-		chunk.bytes(encodeRow(r))
+	add := func(row []byte) error {
+		chunk.bytes(row)
 		if len(chunk.b) < chunkRows {
 			return nil
 		}
 		return flush()
 	}
 	for _, r := range b.ended {
-		if err := add(r); err != nil {
+		if err := add(encodeRow(r)); err != nil {
 			return nil, nil, err
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(b.open)) {
-		if err := add(b.open[id]); err != nil {
+	ids := slices.AppendSeq(slices.Collect(maps.Keys(b.open)), maps.Keys(b.asleep))
+	slices.Sort(ids)
+	for _, id := range ids {
+		row, asleep := b.asleep[id]
+		if !asleep {
+			row = encodeRow(b.open[id])
+		}
+		if err := add(row); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -124,61 +130,43 @@ type carriedRows struct {
 	chunks      [][]byte
 }
 
-// decode puts the rows into c.
+// decode puts the rows into c: those that have ended, and the others asleep.
 func (rows *carriedRows) decode(c *carried, keys *store.Keyring) error {
-	workers := min(runtime.GOMAXPROCS(0), 4, len(rows.chunks))
-	lists := make([][]*Row, len(rows.chunks))
-	failed := make([]error, workers)
-	var wait sync.WaitGroup
-	for w := range workers {
-		wait.Go(func() {
-			k, err := cipherOf(keys, c.segment, rows.sealed)
-			var d decoder
-			for i := w; i < len(lists) && err == nil; i += workers {
-				lists[i], err = d.chunk(k, c.context(i), i, rows.chunks[i])
-			}
-			failed[w] = err
-		})
-	}
-	wait.Wait()
-	if err := errors.Join(failed...); err != nil {
+	k, err := cipherOf(keys, c.segment, rows.sealed)
+	if err != nil {
 		return err
 	}
-	n := 0
-	for _, l := range lists {
-		for _, r := range l {
-			if n < rows.ended {
-				c.builder.ended = append(c.builder.ended, r)
-				c.builder.over[r.Allocation] = r
-			} else {
-				c.builder.open[r.Allocation] = r
+	b := c.builder
+	b.asleep = make(map[turn.AllocationID][]byte, min(rows.open, 1<<20))
+	for i, chunk := range rows.chunks {
+		plain, err := opened(0, chunkKey(i), chunk)
+		if err == nil {
+			plain, err = k.open(c.context(i), plain)
+		}
+		if err != nil {
+			return err
+		}
+		for in := (reader{b: plain}); len(in.b) > 0; {
+			raw := in.fixed(in.uint())
+			if in.bad {
+				return errBlock
 			}
-			n++
+			if len(b.ended) < rows.ended {
+				r, err := b.decoder.row(raw)
+				if err != nil {
+					return err
+				}
+				b.ended = append(b.ended, &r)
+				b.over[r.Allocation] = &r
+			} else if err := b.lay(raw); err != nil {
+				return err
+			}
 		}
 	}
-	if n != rows.ended+rows.open {
+	if len(b.ended) != rows.ended || len(b.asleep) != rows.open {
 		return errBlock
 	}
 	return nil
-}
-
-// chunk decodes the rows of chunk i.
-func (d *decoder) chunk(k *cipher, context string, i int, b []byte) (out []*Row, err error) {
-	rows, err := opened(0, chunkKey(i), b)
-	if err == nil {
-		rows, err = k.open(context, rows)
-	}
-	if err != nil {
-		return nil, err
-	}
-	for in := (reader{b: rows}); len(in.b) > 0; {
-		one, err := d.row(in.fixed(in.uint()))
-		if err != nil || in.bad {
-			return nil, errBlock
-		}
-		out = append(out, &one)
-	}
-	return out, nil
 }
 
 // context is what chunk i is encrypted for.

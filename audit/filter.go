@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"bytes"
+	"encoding/binary"
 	"math"
 	"net/netip"
 	"slices"
@@ -64,6 +66,41 @@ func (m *matcher) match(r *Row) bool {
 		return m.refused(r.Refused)
 	}
 	return m.place(r) && m.relayed(r) && (!m.binds() || slices.ContainsFunc(r.Bindings, func(b Binding) bool { return m.bound(&b) }))
+}
+
+// sight says of a row of an open allocation in its stored form whether it may match, as far as its bytes tell without
+// decoding it: what is asked for by its value stands in them as it is.
+func (m *matcher) sight() func(row []byte) bool {
+	var want [][][]byte // of each, one at least
+	need := func(any ...[]byte) { want = append(want, any) }
+	port := func(n uint16) {
+		if n != 0 {
+			need(binary.AppendUvarint(nil, uint64(n)))
+		}
+	}
+	if m.User != "" {
+		var names [][]byte
+		for _, n := range m.names() {
+			names = append(names, []byte(n))
+		}
+		need(names...)
+	}
+	need([]byte(m.Realm))
+	if m.Client.IsSingleIP() {
+		need(m.Client.Addr().AsSlice())
+	}
+	if len(m.mappings) == 0 { // else it may stand there by another address
+		need(m.Relayed.Addr().AsSlice())
+		need(m.Peer.Addr().AsSlice())
+	}
+	for _, n := range []uint16{m.Port, m.Relayed.Port(), m.Relay, uint16(m.Channel)} {
+		port(n)
+	}
+	return func(row []byte) bool {
+		return !m.Refused && !slices.ContainsFunc(want, func(any [][]byte) bool {
+			return !slices.ContainsFunc(any, func(one []byte) bool { return bytes.Contains(row, one) })
+		})
+	}
 }
 
 // names are what the user may be called.

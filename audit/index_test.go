@@ -79,7 +79,20 @@ func (w *written) rows() ([]Row, []Mapping) {
 		}
 		b.Add(r)
 	}
-	return whole(b.unwritten()), b.mappings
+	return whole(unwritten(w.t, b)), b.mappings
+}
+
+func unwritten(t interface {
+	Helper()
+	Fatal(...any)
+}, b *Builder,
+) []Row {
+	t.Helper()
+	rows, err := b.unwritten()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows
 }
 
 func (w *written) index(o Options) *Index {

@@ -248,7 +248,7 @@ func TestRowsAreWhatTheStatesSay(t *testing.T) {
 				b.maxClosed = most
 			}
 		}
-		if diff := m.diff(whole(append(rows, b.unwritten()...))); diff != "" {
+		if diff := m.diff(whole(append(rows, unwritten(rt, b)...))); diff != "" {
 			rt.Fatalf("the rows are not what the states say (-want +got):\n%s", diff)
 		}
 	})
@@ -304,7 +304,7 @@ func TestRowsThatDoNotDecode(t *testing.T) {
 	for range 300 {
 		b.Add(gen.record())
 	}
-	for _, r := range b.unwritten() {
+	for _, r := range unwritten(t, b) {
 		stored := encodeRow(&r)
 		for n := range stored {
 			if _, err := new(decoder).row(stored[:n]); err == nil && n > 0 {

@@ -334,10 +334,13 @@ func (q *query) splitRow(id turn.AllocationID) error {
 			return err
 		}
 	}
-	for _, held := range []map[turn.AllocationID]*Row{q.builder.open, q.builder.over, q.builder.parts} {
-		if r := held[id]; r != nil {
+	for _, r := range []*Row{q.builder.held(id), q.builder.over[id], q.builder.parts[id]} {
+		if r != nil {
 			add(r)
 		}
+	}
+	if q.builder.err != nil {
+		return q.builder.err
 	}
 	if whole == nil || !q.match(whole) {
 		return nil
@@ -347,6 +350,9 @@ func (q *query) splitRow(id turn.AllocationID) error {
 
 // rest tells of what no block has.
 func (q *query) rest() error {
+	if err := q.builder.wake(q.sight()); err != nil {
+		return err
+	}
 	var rows []Row
 	q.builder.each(func(r *Row) {
 		if _, split := q.split[r.Allocation]; (r.Allocation == 0 || !split) && q.match(r) {

@@ -199,7 +199,14 @@ func (v *verification) listed(b *block, c *cipher, i int, r *Row) (err error) {
 
 // open holds what is open behind the last block against the log.
 func (v *verification) open() error {
-	want, got := v.openRows(v.builder), v.openRows(v.stored.builder)
+	want, err := v.openRows(v.builder)
+	if err != nil {
+		return err
+	}
+	got, err := v.openRows(v.stored.builder)
+	if err != nil {
+		return err
+	}
 	if len(want) != len(got) {
 		return v.wrong(v.stored.last, "%d allocations are open behind the last block, the log has %d", len(got), len(want))
 	}
@@ -211,6 +218,7 @@ func (v *verification) open() error {
 	return nil
 }
 
-func (v *verification) openRows(b *Builder) []Row {
-	return slices.DeleteFunc(b.unwritten(), func(r Row) bool { return !v.proven(&r) })
+func (v *verification) openRows(b *Builder) ([]Row, error) {
+	rows, err := b.unwritten()
+	return slices.DeleteFunc(rows, func(r Row) bool { return !v.proven(&r) }), err
 }

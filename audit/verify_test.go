@@ -101,6 +101,9 @@ func TestForgedIndexIsFoundOut(t *testing.T) {
 			if err != nil {
 				return err
 			}
+			if err := c.builder.wakeAll(); err != nil {
+				return err
+			}
 			for _, r := range c.builder.open {
 				r.Realm = "elsewhere"
 			}
@@ -200,7 +203,7 @@ func TestRetiredBlocksGo(t *testing.T) {
 			}
 			b.Add(r)
 		}
-		rows := whole(b.unwritten())
+		rows := whole(unwritten(t, b))
 		anew := asked(t, x, Filter{})
 		if want := scanned(t, rows, b.mappings, Filter{}); len(want) != len(anew) {
 			t.Errorf("the new index has %d rows, want %d", len(anew), len(want))
