@@ -13,32 +13,38 @@ import (
 	"turnstone/turn"
 )
 
+// checkpointsMode is that of the file: what is in it is to be seen by others.
+const checkpointsMode = 0o644
+
 // checkpointEvery is how often a log that moves gets a checkpoint. A segment that is sealed gets one at once.
 const checkpointEvery = time.Minute
 
 // Checkpointer signs where a log stands. What it signs is durable, and so is the note when it is handed out.
 type Checkpointer struct {
-	log  *Log
-	key  *Key
-	mu   sync.Mutex // guards the fields below
-	file *os.File
-	end  int64  // of the last whole note in file
-	last []byte // the note
-	size turn.Seq
+	log   *Log
+	key   *Key
+	name  string
+	dense int // notes that are all kept
+
+	mu        sync.Mutex // guards the fields below
+	file      *os.File
+	end       int64  // of the last whole note in file
+	last      []byte // the note
+	size      turn.Seq
+	unthinned int // notes since the file was thinned
 }
 
 // Checkpointer opens DIR/checkpoints, and makes the key where there is none: fresh says so. The log must have begun.
 func (l *Log) Checkpointer() (c *Checkpointer, fresh bool, err error) {
 	at := l.position()
-	c = &Checkpointer{log: l}
+	c = &Checkpointer{log: l, name: filepath.Join(l.dir, CheckpointsName), dense: denseNotes, unthinned: thinEvery}
 	if c.key, fresh, err = LoadCheckpointKey(l.dir, at.Log); err != nil {
 		return nil, false, err
 	}
-	name := filepath.Join(l.dir, CheckpointsName)
-	if c.file, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644); err != nil {
+	if c.file, err = os.OpenFile(c.name, os.O_RDWR|os.O_CREATE, checkpointsMode); err != nil {
 		return nil, false, fmt.Errorf("open checkpoints: %w", err)
 	}
-	b, err := os.ReadFile(name)
+	b, err := os.ReadFile(c.name)
 	notes, rest := SplitNotes(b)
 	if n := len(notes); n > 0 {
 		c.last = notes[n-1].Note
@@ -91,13 +97,14 @@ func (c *Checkpointer) Sign() ([]byte, error) {
 	}
 	c.end += int64(len(b))
 	c.last, c.size = signed, at.Size
+	c.unthinned++
 	return signed, nil
 }
 
 // Lost looks for checkpoints that were signed for events which the log does not have: it was rolled back, or put together anew. It
 // yields what to record of them.
 func (c *Checkpointer) Lost() (lost turn.RollbackFound, found bool, err error) {
-	b, err := os.ReadFile(c.file.Name())
+	b, err := os.ReadFile(c.name)
 	if err != nil {
 		return lost, false, fmt.Errorf("read checkpoints: %w", err)
 	}
@@ -161,6 +168,9 @@ func (c *Checkpointer) Run(ctx context.Context, record func(context.Context, ...
 			return
 		}
 		publish(note)
+		if err := c.thin(); err != nil {
+			failed(err)
+		}
 	}
 	tick := time.NewTicker(c.log.options.CheckEvery)
 	defer tick.Stop()

@@ -46,17 +46,24 @@ func writeKey(file string, key []byte) error {
 
 // writeWhole has the file name, mode 0600, be what write writes: whole and durable, or not at all.
 func writeWhole(name string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(name), freshPrefix+"*") // 0600
+	f, err := replaceWhole(name, 0o600, write)
+	if f != nil {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// replaceWhole is writeWhole for a file that is to be written on. It is nil where the old file is still in its place.
+func replaceWhole(name string, mode os.FileMode, write func(io.Writer) error) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(name), freshPrefix+"*")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer os.Remove(f.Name())
-	err = write(f)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
+	if err = errors.Join(write(f), f.Chmod(mode), f.Sync()); err == nil {
+		err = os.Rename(f.Name(), name)
 	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return err
+	if err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	return syncDir(filepath.Dir(name))
+	return f, syncDir(filepath.Dir(name))
 }

@@ -357,14 +357,6 @@ func TestFileStaysBoundedUnderEndlessLoad(t *testing.T) {
 			largest = max(largest, list[i].Size)
 		}
 		// Waypoints are the smaller part of it, and what is free when one of them goes is used for the next.
-		// Waypoints are the smaller part of it, and what is free when one of them goes is used for the next.
-		if k.state.Seq()/50000 != (k.state.Seq()-12800)/50000 {
-			sum := 0
-			for _, p := range list {
-				sum += p.Size
-			}
-			t.Logf("DBG %d size %d snaps %d sum %d largest %d free %d kept %+v", k.state.Seq(), size, len(list), sum, largest, l.free.Load(), l.Kept())
-		}
 		if bound := int64(retained + free + 4*segment + 10*largest); size > bound {
 			t.Fatalf("at %d the file has %d bytes, want at most %d", k.state.Seq(), size, bound)
 		}

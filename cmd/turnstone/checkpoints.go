@@ -79,7 +79,7 @@ func (d *served) newSinks(p config.Publication) {
 func (d *served) keepCheckpoints(ctx context.Context) {
 	failed := func(err error) {
 		d.checkpoints.failures.Add(1)
-		d.log.Warn().Err(err).Msg("no checkpoint was signed: trying again")
+		d.log.Warn().Err(err).Msg("checkpoints are not kept as they are to be: trying again")
 	}
 	c := d.openCheckpoints(ctx, failed)
 	if c == nil {
