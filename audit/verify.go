@@ -19,6 +19,7 @@ type Verified struct {
 	Last      turn.Seq `json:"last"`      // the last event that the index holds
 	Unproven  int      `json:"unproven"`  // rows of allocations that began before the log does: their end alone is in it
 	Forgotten int      `json:"forgotten"` // blocks that nobody can read
+	Gone      int      `json:"gone"`      // blocks of events, or behind some, that the log has no more
 }
 
 // VerifyFile verifies the index in a file, which is only read. There is nothing to say of one that is not there.
@@ -64,6 +65,9 @@ func (v *verification) run(ctx context.Context) error {
 	if err := v.heads(); err != nil {
 		return err
 	}
+	if err := v.skip(); err != nil {
+		return err
+	}
 	if len(v.blocks) == 0 {
 		return nil
 	}
@@ -95,6 +99,27 @@ func (v *verification) run(ctx context.Context) error {
 		return v.open()
 	}
 	return v.wrong(v.builder.last, "it goes on behind the end of the log")
+}
+
+// skip leaves out the blocks of events that are not there to be compared, or not what they go on from.
+func (v *verification) skip() error {
+	there, err := v.index.source.Segments(true)
+	if err != nil || len(there) == 0 {
+		return err
+	}
+	for ; len(v.blocks) > 0; v.blocks = v.blocks[1:] {
+		first := v.blocks[0].First
+		if first == 1 && there[0].First == 1 {
+			return nil
+		}
+		if first >= there[0].First {
+			if before, err := v.index.source.Before(first); err != nil || before != nil {
+				return err
+			}
+		}
+		v.Gone++
+	}
+	return nil
 }
 
 func (v *verification) wrong(at turn.Seq, format string, args ...any) error {
@@ -165,6 +190,9 @@ func (v *verification) block(h *blockHead) error {
 	})
 	if err == nil && !read {
 		v.Forgotten++
+	}
+	if errors.Is(err, errBlock) || errors.Is(err, errRow) {
+		return v.wrong(h.First, "%w", err)
 	}
 	return err
 }

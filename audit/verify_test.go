@@ -3,6 +3,7 @@ package audit
 import (
 	"encoding/binary"
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -214,6 +215,26 @@ func TestRetiredBlocksGo(t *testing.T) {
 		if v, err := x.Verify(t.Context()); err != nil || v.Unproven == 0 {
 			t.Errorf("got %+v and %v, want the new index to verify", v, err)
 		}
+	}
+}
+
+// TestVerifyLeavesOutWhatIsGone has archives moved away that the index has blocks of.
+func TestVerifyLeavesOutWhatIsGone(t *testing.T) {
+	w := newWritten(t, 25, small)
+	archive := filepath.Join(w.dir, store.ArchiveName)
+	w.log.SetRetention(store.Retention{Size: int64(12 * small.SegmentSize), Archive: archive})
+	w.add(900)
+	x := w.advanced()
+	whole, err := x.Verify(t.Context())
+	if err != nil || whole.Gone != 0 {
+		t.Fatalf("with its archives: %+v and %v", whole, err)
+	}
+	if err := os.Rename(archive, archive+"-elsewhere"); err != nil {
+		t.Fatal(err)
+	}
+	v, err := x.Verify(t.Context())
+	if err != nil || v.Gone == 0 || v.Blocks == 0 || v.Gone+v.Blocks != whole.Blocks || v.Rows == 0 {
+		t.Errorf("without them: %+v and %v, want some of %d blocks to be left out and the others to hold", v, err, whole.Blocks)
 	}
 }
 

@@ -180,7 +180,7 @@ func (a *Archives) records(name string, from turn.Seq, yield func([]byte) bool) 
 }
 
 // before lists the archives that lie without a gap before the segment number, which begins at begin, the oldest first:
-// those of its own history, back to the one that holds until.
+// those of its own history, back to the one that holds until. With an error it lists those behind the one that it is about.
 func (a *Archives) before(number uint64, begin chain, until turn.Seq) ([]archived, error) {
 	names, err := a.names()
 	if err != nil {
@@ -195,9 +195,9 @@ func (a *Archives) before(number uint64, begin chain, until turn.Seq) ([]archive
 		if n+1 != number || begin.next() <= until {
 			break
 		}
-		h, err := a.head(name)
-		if err != nil {
-			return nil, err
+		var h archived
+		if h, err = a.head(name); err != nil {
+			break
 		}
 		if h.Last+1 != begin.next() || h.Chain != begin.last || h.Root != begin.tree.root() { // of another history
 			break
@@ -205,11 +205,11 @@ func (a *Archives) before(number uint64, begin chain, until turn.Seq) ([]archive
 		list = append(list, h)
 		number = n
 		if begin, err = h.begin(); err != nil {
-			return nil, err
+			break
 		}
 	}
 	slices.Reverse(list)
-	return list, nil
+	return list, err
 }
 
 // Past is what Stat says of archives: of those that can be read on from without a gap into the file.

@@ -21,7 +21,7 @@ type Report struct {
 	Chain           Hash // of the last record
 	Root            Hash // RFC 6962 head over all events
 
-	Unread   uint64   // events that were not folded: a key is missing, or damage lies before them
+	Unread   uint64   // events that were not folded: a key is missing, or what lies before them is damaged or gone
 	ReadFrom turn.Seq // all from here on were; 0 where none was left out
 }
 
@@ -36,7 +36,7 @@ type Examination struct {
 
 // Finding is one thing that is wrong with a log.
 type Finding struct {
-	What    string   // page, segment, record, event, snapshot, checkpoint, witness, tree
+	What    string   // page, segment, archive, record, event, snapshot, checkpoint, witness, tree, index
 	Segment uint64   // where it is; 0 where it is not in one
 	Seq     turn.Seq // of the event, 0 where it is not about one
 	File    string   // empty: the log's
@@ -111,6 +111,7 @@ type hashed struct {
 // parcel is records on their way: raw ones are hashed and decoded in any order, and taken in theirs.
 type parcel struct {
 	raw    [][]byte
+	failed error // of reading what comes behind
 	hashed []hashed
 	ready  chan struct{}
 }
@@ -145,12 +146,12 @@ func (p *parcel) hash(h *hasher, known *names, how reading) {
 	}
 }
 
-// hashedIn hashes and decodes the records of raw on all CPUs, and yields them in order.
+// hashedIn hashes and decodes the records of raw on all CPUs, and yields them, and its errors, in order.
 func hashedIn(raw iter.Seq2[[]byte, error], how reading) iter.Seq2[[]hashed, error] {
 	return func(yield func([]hashed, error) bool) {
 		workers := runtime.GOMAXPROCS(0)
 		work, order := make(chan *parcel, workers), make(chan *parcel, 2*workers)
-		stop, failed := make(chan struct{}), error(nil)
+		stop := make(chan struct{})
 		for range workers {
 			go func() {
 				var h hasher
@@ -174,12 +175,10 @@ func hashedIn(raw iter.Seq2[[]byte, error], how reading) iter.Seq2[[]hashed, err
 			}
 			p, size := &parcel{ready: make(chan struct{})}, 0
 			for one, err := range raw {
-				if err != nil {
-					failed = err // seen once order is closed
-					break
+				if p.failed = err; err == nil {
+					p.raw = append(p.raw, one)
 				}
-				p.raw = append(p.raw, one)
-				if size += len(one); size >= parcelSize {
+				if size += len(one); size >= parcelSize || err != nil {
 					if !send(p) {
 						return
 					}
@@ -196,12 +195,9 @@ func hashedIn(raw iter.Seq2[[]byte, error], how reading) iter.Seq2[[]hashed, err
 		}()
 		for p := range order {
 			<-p.ready
-			if !yield(p.hashed, nil) {
+			if !yield(p.hashed, nil) || p.failed != nil && !yield(nil, p.failed) {
 				return
 			}
-		}
-		if failed != nil {
-			yield(nil, failed)
 		}
 	}
 }

@@ -17,26 +17,37 @@ type heldSnapshot struct {
 	body     Hash // of the encoding of its state
 }
 
-// heldSnapshots reads the snapshots of the file, in order. What is wrong with one is a finding.
-func (r *Reader) heldSnapshots(x *Examination) (held []heldSnapshot, err error) {
-	list, err := snapshotsIn(r)
-	if err != nil {
-		return nil, err
-	}
+// heldSnapshots are those of list, in order. What is wrong with one is a finding, an error is of read.
+func heldSnapshots(x *Examination, list []Snapshot, keys *Keyring, read func(turn.Seq) (Encoded, error)) (held []heldSnapshot, err error) {
 	for _, p := range list {
-		h := heldSnapshot{Snapshot: p}
-		_, body, err := readSnapshot(r, p.At)
-		if err == nil {
-			body, err = openSnapshot(r.keys, p.At, body)
+		e, err := read(p.At)
+		if err != nil {
+			return nil, err
 		}
-		if err != nil && withoutKey(err) == nil {
-			x.find(Finding{What: "snapshot", Seq: p.At, Offset: -1, Err: &CorruptError{File: r.file, Seq: p.At, Err: err}})
+		if wrong := errors.Join(e.Passed...); wrong != nil {
+			x.find(Finding{What: "snapshot", Seq: p.At, Offset: -1, Err: &CorruptError{Seq: p.At, Err: wrong}})
 			continue
 		}
-		h.readable, h.body = err == nil, sha256.Sum256(body)
-		held = append(held, h)
+		if e.At != p.At { // it is gone by now
+			continue
+		}
+		body, err := openSnapshot(keys, p.At, e.Body)
+		if err != nil && withoutKey(err) == nil {
+			x.find(Finding{What: "snapshot", Seq: p.At, Offset: -1, Err: &CorruptError{Seq: p.At, Err: err}})
+			continue
+		}
+		held = append(held, heldSnapshot{Snapshot: p, readable: err == nil, body: sha256.Sum256(body)})
 	}
 	return held, nil
+}
+
+// snapshot is the snapshot at. Of one that is damaged Passed says so.
+func (r *Reader) snapshot(at turn.Seq) (e Encoded, err error) {
+	e.Snapshot, e.Body, err = readSnapshot(r, at)
+	if err != nil && !errors.Is(err, ErrInUse) {
+		return Encoded{Passed: []error{err}}, nil
+	}
+	return e, err
 }
 
 // folder folds the records that an examiner passes on, and holds the snapshots, and what was recorded of them, against that. Behind

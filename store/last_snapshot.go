@@ -8,3 +8,6 @@ func (l *Log) LastSnapshot() (Snapshot, error) {
 	}
 	return list[len(list)-1], nil
 }
+
+// Snapshots lists the finished snapshots in order, none of which is read.
+func (l *Log) Snapshots() ([]Snapshot, error) { return snapshotsIn(l) }

@@ -61,16 +61,14 @@ func archivedBefore(s source, until turn.Seq) ([]archived, error) {
 	return a.before(first.number, first.begin, until)
 }
 
-// historyOf lists the segments of s, with those in archives before the ones in its file.
+// historyOf lists the segments of s, with those in archives before the ones in its file. With an error about an archive it lists
+// those behind that.
 func historyOf(s source) ([]begun, error) {
 	segments, err := segmentsOf(s)
 	if err != nil {
 		return nil, err
 	}
 	old, err := archivedBefore(s, 0)
-	if err != nil {
-		return nil, err
-	}
 	all := make([]begun, 0, len(old)+len(segments))
 	for _, h := range old {
 		begin, err := h.begin()
@@ -79,7 +77,7 @@ func historyOf(s source) ([]begun, error) {
 		}
 		all = append(all, begun{number: h.Segment, begin: begin})
 	}
-	return append(all, segments...), nil
+	return append(all, segments...), err
 }
 
 // Oldest is the first event of s that can be read on from without a gap, in its file or its archives; 0 for none.
@@ -189,4 +187,55 @@ func (a *Archives) Raw(from, before turn.Seq) iter.Seq2[[]byte, error] {
 			yield(nil, err)
 		}
 	}
+}
+
+// weighArchives looks at the archives before segments, which lead on to none of them: those that follow one that is damaged or
+// missing, and that one.
+func (r *Reader) weighArchives(x *Examination, segments []begun) error {
+	if r.archives == nil || len(segments) == 0 {
+		return nil
+	}
+	names, err := r.archives.names()
+	if err != nil {
+		return err
+	}
+	var apart []uint64
+	for _, name := range names {
+		n := segmentOf(name)
+		if n >= segments[0].number {
+			break
+		}
+		h, err := r.archives.Check(n)
+		var damage *CorruptError
+		switch {
+		case errors.As(err, &damage):
+			x.find(Finding{What: "archive", Segment: n, Seq: damage.Seq, File: filepath.Join(r.archives.dir, name), Offset: -1, Err: err})
+		case err != nil:
+			return err
+		default:
+			apart = append(apart, h.Segment)
+		}
+	}
+	if n := len(apart); n > 0 {
+		x.Remarks = append(x.Remarks, fmt.Sprintf("%s: archives of segments %d to %d were looked at one by one: none leads on to segment %d",
+			r.archives.dir, apart[0], apart[n-1], segments[0].number))
+	}
+	return nil
+}
+
+// archiveHolding is the archive that a finding is about, empty where it is about the file of s.
+func archiveHolding(s source, f *Finding) string {
+	a := pastOf(s)
+	var damage *CorruptError
+	if f.What == "snapshot" || f.What == "witness" {
+		return ""
+	}
+	if errors.As(f.Err, &damage) && damage.File != "" && damage.File != s.name() {
+		return damage.File
+	}
+	first, ok, err := firstSegment(s)
+	if a == nil || f.Segment == 0 || err != nil || !ok || f.Segment >= first.number {
+		return ""
+	}
+	return filepath.Join(a.dir, archiveFile(f.Segment))
 }

@@ -56,25 +56,46 @@ func (r *Reader) Examine(with Evidence) (Examination, error) {
 		return damaged("page", err)
 	}
 	segments, err := historyOf(r)
-	if err != nil {
+	if len(segments) == 0 && err != nil {
 		return damaged("segment", err)
 	}
-	held, err := r.heldSnapshots(&x)
+	if err := r.weighArchives(&x, segments); err != nil {
+		return x, err
+	}
+	list, err := snapshotsIn(r)
 	if err != nil {
 		return damaged("snapshot", err)
+	}
+	held, err := heldSnapshots(&x, list, r.keys, r.snapshot)
+	if err != nil {
+		return x, err
 	}
 	log := examined{segments: segments, held: held, keys: r.keys}
 	log.records = func(from turn.Seq) iter.Seq2[[]byte, error] { return Raw(r, from) }
 	log.load = func(at turn.Seq) (*turn.State, error) { return loadSnapshot(r, at) }
 	err = log.examine(&x, with)
 	for i := range x.Findings {
-		f := &x.Findings[i]
-		f.Err = inFile(r.file, f.Err)
-		if f.File == "" && f.Seq > 0 && f.What != "witness" {
-			f.Offset = r.offset(f.Seq)
-		}
+		r.place(&x.Findings[i])
 	}
 	return x, err
+}
+
+// place says in which file a finding is, and where there.
+func (r *Reader) place(f *Finding) {
+	if f.File != "" {
+		return
+	}
+	if a := archiveHolding(r, f); a != "" {
+		if f.File = a; f.What == "page" {
+			f.What = "archive"
+		}
+		f.Err = inFile(a, f.Err)
+		return
+	}
+	f.Err = inFile(r.file, f.Err)
+	if f.Seq > 0 && f.What != "witness" {
+		f.Offset = r.offset(f.Seq)
+	}
 }
 
 // SegmentHead is the header of a segment, as it is stored: how the log stood before it.
@@ -93,14 +114,16 @@ func (l *Log) SegmentHeads() ([]SegmentHead, error) {
 	return out, err
 }
 
-// Stored is a log that is to be had as records alone, without its snapshots.
+// Stored is a log whose file is not to be had, but all that it holds.
 type Stored struct {
-	Heads   []SegmentHead // of all segments
-	Records func(from turn.Seq) iter.Seq2[[]byte, error]
-	Keys    *Keyring // nil: none
+	Heads     []SegmentHead // of all segments
+	Records   func(from turn.Seq) iter.Seq2[[]byte, error]
+	Snapshots []Snapshot
+	Snapshot  func(at turn.Seq) (Encoded, error) // one of them; Passed says what is wrong with it, and another At that it is gone
+	Keys      *Keyring                           // nil: none
 }
 
-// Examine goes through the records and holds them against the evidence. See [Reader.Examine].
+// Examine goes through records and snapshots and holds them against the evidence. See [Reader.Examine].
 func (s *Stored) Examine(with Evidence) (x Examination, err error) {
 	var segments []begun
 	for _, h := range s.Heads {
@@ -110,11 +133,21 @@ func (s *Stored) Examine(with Evidence) (x Examination, err error) {
 		}
 		segments = append(segments, begun{h.Number, begin})
 	}
-	r := examined{segments: segments, records: s.Records, keys: s.Keys}
-	if len(segments) > 0 && segments[0].number != 1 {
-		x.Remarks = append(x.Remarks, "the events were not folded: those before are retired, and a running daemon's snapshots are not to be had")
+	log := examined{segments: segments, records: s.Records, keys: s.Keys}
+	if log.held, err = heldSnapshots(&x, s.Snapshots, s.Keys, s.Snapshot); err != nil {
+		return x, err
 	}
-	return x, r.examine(&x, with)
+	log.load = func(at turn.Seq) (*turn.State, error) {
+		e, err := s.Snapshot(at)
+		if err == nil && e.At != at {
+			err = errors.Join(append(e.Passed, fmt.Errorf("snapshot %d is gone", at))...)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return e.State(s.Keys)
+	}
+	return x, log.examine(&x, with)
 }
 
 // examined is what an examination goes through.
@@ -123,7 +156,7 @@ type examined struct {
 	records  func(from turn.Seq) iter.Seq2[[]byte, error]
 	keys     *Keyring
 	held     []heldSnapshot
-	load     func(turn.Seq) (*turn.State, error) // a snapshot; nil where there are none to be had
+	load     func(turn.Seq) (*turn.State, error) // one of held
 }
 
 // examine fills x.
@@ -146,7 +179,7 @@ func (s *examined) examine(x *Examination, with Evidence) error {
 	}
 	f := newFolder(first, s.segments, s.held, s.load)
 	held := s.held
-	if n := len(held); s.load != nil && first > 1 && (n == 0 || held[n-1].At+1 < first) {
+	if n := len(held); first > 1 && (n == 0 || held[n-1].At+1 < first) {
 		f.find("snapshot", first, errors.New("the events before are retired and no snapshot covers them"))
 	}
 	folding, folded := make(chan []hashed, 4), make(chan struct{})
@@ -158,7 +191,7 @@ func (s *examined) examine(x *Examination, with Evidence) error {
 			}
 		}
 	}()
-	err := e.all(s.records(first), reading{keys: s.keys, decode: true}, func(list []hashed) { folding <- list })
+	err := e.all(s.beyondDamage(first), reading{keys: s.keys, decode: true}, func(list []hashed) { folding <- list })
 	close(folding)
 	<-folded
 	if err != nil {
@@ -189,6 +222,31 @@ func (s *examined) examine(x *Examination, with Evidence) error {
 		weighTree(x, with.Tree, e.made)
 	}
 	return nil
+}
+
+// beyondDamage yields the records from first on. Behind what cannot be read it goes on at the next segment.
+func (s *examined) beyondDamage(first turn.Seq) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		for from, more := first, true; more; {
+			more = false
+			last := from - 1
+			for raw, err := range s.records(from) {
+				var damage *CorruptError
+				more = errors.As(err, &damage)
+				if !yield(raw, err) {
+					return
+				}
+				if err == nil {
+					last = lastInside(raw)
+				}
+			}
+			i := slices.IndexFunc(s.segments, func(b begun) bool { return b.begin.next() > last+1 })
+			if i < 0 {
+				return
+			}
+			from = s.segments[i].begin.next()
+		}
+	}
 }
 
 // offset is where in the file the record is that holds an event, -1 where it is not to be found.

@@ -52,7 +52,7 @@ func logVerify(o *options) *cobra.Command {
 	var v verification
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Check that the log is what was written", Args: cobra.NoArgs,
-		Long: "Checks every record (CRC-32C, gapless sequences, hash chain, RFC 6962 tree heads), that all events decode and\nfold, the signed checkpoints in the data directory, and what the kernel's maps know of the log; of a file that no\ndaemon has open also its pages, that each snapshot is the fold of the records before it, the file tree and the\nindex for audits. With --key and --checkpoints it holds the log against what was kept elsewhere. Says all that is\nwrong, and where, and then exits 3.",
+		Long: "Checks every record (CRC-32C, gapless sequences, hash chain, RFC 6962 tree heads), those of archives too, that all\nevents decode and fold, that each snapshot is the fold of the records before it, the signed checkpoints in the data\ndirectory, and what the kernel's maps know of the log; of a file that no daemon has open also its pages, the file\ntree and the index for audits. With --key and --checkpoints it holds the log against what was kept elsewhere. Says\nall that is wrong, and where, and then exits 3.",
 		Example: `  turnstone log verify
   turnstone log verify --db copy-of-log.db && echo good
   turnstone log verify --key "$(cat relay1.key)" --checkpoints relay1.checkpoints -o json
@@ -79,6 +79,9 @@ func (v *verification) run(cmd *cobra.Command, o *options) error {
 		}
 	}
 	source, err := o.openLog(cmd.Context())
+	if damage := damageOf(err); damage != nil {
+		return showExamination(cmd, o, &store.Examination{Findings: []store.Finding{wholeFile("page", damage)}}, damage.File, 0)
+	}
 	if err != nil {
 		return err
 	}
@@ -91,22 +94,33 @@ func (v *verification) run(cmd *cobra.Command, o *options) error {
 		return err
 	}
 	x.Remarks = append(remarks, x.Remarks...)
-	if source.client != nil && x.State == nil && len(x.Findings) == 0 { // its beginning is gone
-		if x.State, _, err = source.stateWithin(cmd.Context(), store.Through(x.Last), func(error) {}); err != nil {
-			x.Remarks = append(x.Remarks, err.Error())
-		}
-	}
 	wrong := verifySlice(cmd, source, v.keys)
 	var index audit.Verified
 	if x.State != nil { // else the log itself is damaged
 		index, err = source.verifyIndex(cmd.Context())
 	}
-	if missing := withoutKey(err); missing != nil {
+	damage := damageOf(err)
+	switch {
+	case withoutKey(err) != nil:
 		x.Remarks = append(x.Remarks, fmt.Sprintf("the index for audits was not held against the log: %v", err))
-	} else {
+	case damage != nil:
+		x.Findings = append(x.Findings, wholeFile("index", damage))
+	default:
 		wrong = errors.Join(wrong, err)
 	}
 	return errors.Join(showExamination(cmd, o, &x, o.nameOf(source), index.Last), wrong)
+}
+
+// damageOf is the damage that err tells of, nil for none.
+func damageOf(err error) *store.CorruptError {
+	var damage *store.CorruptError
+	errors.As(err, &damage)
+	return damage
+}
+
+// wholeFile is the finding that a file is damaged, of which no more is known.
+func wholeFile(what string, damage *store.CorruptError) store.Finding {
+	return store.Finding{What: what, Seq: damage.Seq, File: damage.File, Offset: -1, Err: damage}
 }
 
 // nameOf is what findings call the log.
@@ -206,7 +220,7 @@ func showExamination(cmd *cobra.Command, o *options, x *store.Examination, name 
 	}
 	remarks := x.Remarks
 	if x.Unread > 0 {
-		remarks = append(remarks, fmt.Sprintf("%d events were not folded, for a key is missing or damage lies before them: all from %d on were", x.Unread, x.ReadFrom))
+		remarks = append(remarks, fmt.Sprintf("%d events were not folded, for a key is missing, or what lies before them is damaged or gone: all from %d on were", x.Unread, x.ReadFrom))
 	}
 	if x.State != nil {
 		var err error
@@ -217,13 +231,12 @@ func showExamination(cmd *cobra.Command, o *options, x *store.Examination, name 
 	var wrong []error
 	for _, f := range x.Findings {
 		one := findingRow{What: f.What, Segment: f.Segment, Event: f.Seq, File: f.File, Problem: f.Err.Error()}
-		where := ""
+		text := one.Problem
 		if f.File == "" {
 			one.File = name
-		} else {
-			where = f.File + ": "
+		} else if damageOf(f.Err) == nil { // which says where
+			text = f.File + ": " + text
 		}
-		text := where + one.Problem
 		if f.Segment > 0 {
 			text += fmt.Sprintf(", in segment %d", f.Segment)
 		}

@@ -132,7 +132,7 @@ func (s *logSource) stat(ctx context.Context) (store.Stat, error) {
 }
 
 // examine checks all that can be checked from where it stands: of a running
-// daemon's log the records, of a file also its pages and snapshots.
+// daemon's log the records and snapshots, of a file also its pages.
 func (s *logSource) examine(ctx context.Context, with store.Evidence) (store.Examination, error) {
 	if s.client == nil {
 		return s.reader.Examine(with)
@@ -141,6 +141,13 @@ func (s *logSource) examine(ctx context.Context, with store.Evidence) (store.Exa
 	if err != nil {
 		return store.Examination{}, err
 	}
-	log := store.Stored{Heads: heads, Records: func(from turn.Seq) iter.Seq2[[]byte, error] { return s.raw(ctx, from) }, Keys: s.keys(ctx)}
+	snapshots, err := s.client.Snapshots(ctx)
+	if err != nil {
+		return store.Examination{}, err
+	}
+	log := store.Stored{
+		Heads: heads, Records: func(from turn.Seq) iter.Seq2[[]byte, error] { return s.raw(ctx, from) }, Snapshots: snapshots,
+		Snapshot: func(at turn.Seq) (store.Encoded, error) { return s.client.Snapshot(ctx, at) }, Keys: s.keys(ctx),
+	}
 	return log.Examine(with)
 }

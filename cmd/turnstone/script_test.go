@@ -77,7 +77,7 @@ func TestScript(t *testing.T) {
 			"recipe": recipe, "mode": mode, "shapedlog": shapedLog, "awaitget": awaitGet,
 			"absentcanary": absentCanary, "address": address, "tokenallocate": tokenAllocate, "tlskey": tlsKey,
 			"line": firstLine, "hook": hookServer, "requests": requests, "awaitdraining": awaitDraining,
-			"completes": completes, "mute": mute, "post": post,
+			"completes": completes, "mute": mute, "post": post, "flip": flip,
 		},
 	})
 }

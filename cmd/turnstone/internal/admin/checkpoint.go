@@ -40,6 +40,10 @@ func checkpointRoutes(mux routes, s Signer, l *store.Log) {
 		heads, err := l.SegmentHeads()
 		reply(w, heads, err)
 	})
+	mux.HandleFunc("GET /v1/log/snapshots", func(w http.ResponseWriter, _ *http.Request) {
+		list, err := l.Snapshots()
+		reply(w, append([]store.Snapshot{}, list...), err)
+	})
 	mux.HandleFunc("POST /v1/log/proof", func(w http.ResponseWriter, r *http.Request) {
 		var q proofRequest
 		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxProofRequest)).Decode(&q)
@@ -58,6 +62,11 @@ func checkpointRoutes(mux routes, s Signer, l *store.Log) {
 // SegmentHeads are the headers of the segments of the daemon's log.
 func (c *Client) SegmentHeads(ctx context.Context) ([]store.SegmentHead, error) {
 	return call[[]store.SegmentHead](ctx, c, http.MethodGet, "/v1/log/segments")
+}
+
+// Snapshots lists the snapshots of the daemon's log.
+func (c *Client) Snapshots(ctx context.Context) ([]store.Snapshot, error) {
+	return call[[]store.Snapshot](ctx, c, http.MethodGet, "/v1/log/snapshots")
 }
 
 // Checkpoint has the daemon sign where its log stands.

@@ -123,6 +123,17 @@ func (c *Client) StateWithin(ctx context.Context, b store.Bound, warn func(error
 	return state, next, err
 }
 
+// Snapshot is the snapshot at, in its stored form, of the daemon's log. Where that is damaged or gone it is an earlier one.
+func (c *Client) Snapshot(ctx context.Context, at turn.Seq) (store.Encoded, error) {
+	b := store.Through(at)
+	resp, err := c.do(ctx, http.MethodGet, fmt.Sprintf("/v1/log/state?seq=%d&wall=%d", b.Seq, b.Wall))
+	if err != nil {
+		return store.Encoded{}, err
+	}
+	defer resp.Body.Close()
+	return readState(resp.Body)
+}
+
 // readState reads what comes before the records.
 func readState(r io.Reader) (e store.Encoded, err error) {
 	text, err := readFrame(r)
