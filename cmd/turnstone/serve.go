@@ -319,6 +319,8 @@ func (d *served) run(ctx context.Context, cause func() string, sealed uint64, de
 		return d.relay.Run(serving, cause)
 	})
 	d.runKernel()
+	d.serveWeb(page)
+	d.serveDashboard(r.Dashboard, nil)
 	group.Go(func() error { return admin.NewServer(d, d.store, d.clock).Serve(aside, socket) })
 	group.Go(func() error { return ignoreEnd(d.store.Background(aside, sealed, d.relay.Record)) })
 	group.Go(func() error { d.keepCheckpoints(aside); return nil })
@@ -327,8 +329,6 @@ func (d *served) run(ctx context.Context, cause func() string, sealed uint64, de
 	group.Go(func() error { return d.watchUsers(aside) })
 	group.Go(func() error { return d.watchDrain(aside) })
 	group.Go(func() error { return d.certificates.Watch(aside, certificatesEvery) })
-	d.serveWeb(page)
-	d.serveDashboard(r.Dashboard, nil)
 	if err := d.relay.View(inner, func(*turn.State) {}); err == nil {
 		d.announce(demo, stdout, taker)
 	}

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -25,6 +26,7 @@ import (
 type file struct {
 	*store.Reader
 	live *Live
+	made map[turn.AllocationID]turn.Seq // where
 }
 
 func (f file) StateWithin(_ context.Context, b store.Bound) (*turn.State, error) {
@@ -39,14 +41,7 @@ func (f file) Records(_ context.Context, from turn.Seq) iter.Seq2[turn.Record, e
 func (f file) Span(context.Context) (first, last turn.Seq, err error) { return f.Reader.Span() }
 
 func (f file) Before(_ context.Context, id turn.AllocationID) (turn.Seq, error) {
-	for r, err := range f.Reader.Records(1) {
-		for i, e := range r.Events {
-			if made, ok := e.(turn.AllocationCreated); ok && made.Allocation == id {
-				return r.First + turn.Seq(i) - 1, err
-			}
-		}
-	}
-	return 0, nil
+	return max(f.made[id], 1) - 1, nil
 }
 
 func (f file) About() (string, bool) { return "a test", f.live != nil }
@@ -89,7 +84,12 @@ func serveFor(t *testing.T, live *Live, o Operator) *served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &served{t: t, file: file{r, live}, end: end, url: "http://" + l.Addr().String()}
+	s := &served{t: t, file: file{r, live, map[turn.AllocationID]turn.Seq{}}, end: end, url: "http://" + l.Addr().String()}
+	for seq, e := range s.events() {
+		if made, ok := e.(turn.AllocationCreated); ok {
+			s.file.made[made.Allocation] = seq
+		}
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- NewServer(s.file, o).Serve(ctx, l) }()
@@ -100,6 +100,22 @@ func serveFor(t *testing.T, live *Live, o Operator) *served {
 		}
 	})
 	return s
+}
+
+// events are those of the log.
+func (s *served) events() iter.Seq2[turn.Seq, turn.Event] {
+	return func(yield func(turn.Seq, turn.Event) bool) {
+		for r, err := range s.file.Reader.Records(1) {
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			for i, e := range r.Events {
+				if !yield(r.First+turn.Seq(i), e) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // do asks for a path and yields the code, the head and the body of the answer.
@@ -284,6 +300,32 @@ func TestAllocationsAreSearchedAndPaged(t *testing.T) {
 		if code, _, body := s.do("GET", "/api/state?"+bad, nil); code != http.StatusBadRequest {
 			t.Errorf("%s: got %d: %s", bad, code, body)
 		}
+	}
+}
+
+// TestNothingIsKeptForNobody holds that a dashboard lets go of what it has folded, and shows the same again.
+func TestNothingIsKeptForNobody(t *testing.T) {
+	s := serve(t, nil)
+	d := NewServer(s.file, nil)
+	defer d.idle.Stop()
+	ask := func() (all string) {
+		for _, path := range []string{"/api/state", "/api/state?seq=1000", "/api/rates?seq=1000", "/api/history?allocation=3"} {
+			w := httptest.NewRecorder()
+			d.http.Handler.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "http://localhost"+path, nil))
+			all += w.Body.String()
+		}
+		return all
+	}
+	before := ask()
+	if d.past.state == nil || d.latest.state == nil || d.history.state == nil || d.rates.next == 0 {
+		t.Error("nothing is kept between two requests")
+	}
+	d.forget()
+	if d.past.state != nil || d.latest.state != nil || d.history.state != nil || d.rates.next != 0 || d.rates.read != nil {
+		t.Error("states are kept")
+	}
+	if after := ask(); after != before || strings.Contains(after, "error") {
+		t.Errorf("got %s\nbefore %s", after, before)
 	}
 }
 

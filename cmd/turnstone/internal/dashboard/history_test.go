@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"slices"
@@ -25,57 +26,47 @@ func pages(s *served, query string) (out []Happened, over bool) {
 	return nil, false
 }
 
-// about are the sequences of the events of an allocation in a log, and those of them that are about a channel.
-func about(t *testing.T, f file, id turn.AllocationID, n turn.ChannelNumber) (all, channel []turn.Seq) {
-	t.Helper()
-	for r, err := range f.Reader.Records(1) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i, e := range r.Events {
-			if turn.AllocationOf(e) != id {
-				continue
-			}
-			seq := r.First + turn.Seq(i)
-			all = append(all, seq)
-			switch e := e.(type) {
-			case turn.ChannelBound:
-				if e.Channel != n {
-					continue
-				}
-			case turn.UsageRecorded:
-				if e.Channel != n {
-					continue
-				}
-			case turn.ChannelExpired:
-				if e.Channel != n {
-					continue
-				}
-			case turn.AllocationCreated, turn.AllocationRefreshed, turn.AllocationDeleted, turn.AllocationExpired:
-			default:
-				continue
-			}
-			channel = append(channel, seq)
-		}
+// logged is what a log has about an allocation: the sequences of its events, and of those that are about its first channel.
+type logged struct {
+	all, one []turn.Seq
+	channel  turn.ChannelNumber // 0: it has none
+}
+
+func (l *logged) add(seq turn.Seq, e turn.Event) {
+	l.all = append(l.all, seq)
+	var own turn.ChannelNumber
+	switch e := e.(type) {
+	case turn.ChannelBound:
+		l.channel, own = cmp.Or(l.channel, e.Channel), e.Channel
+	case turn.UsageRecorded:
+		own = e.Channel
+	case turn.ChannelExpired:
+		own = e.Channel
+	case turn.AllocationCreated, turn.AllocationRefreshed, turn.AllocationDeleted, turn.AllocationExpired:
+		own = l.channel // it is about all of them
+	default:
+		return
 	}
-	return all, channel
+	if own == l.channel && (own != 0 || e.Kind() != turn.KindUsageRecorded) {
+		l.one = append(l.one, seq)
+	}
 }
 
 // TestHistoryHasEveryEvent holds the histories of all allocations, and of their channels, to the log.
 func TestHistoryHasEveryEvent(t *testing.T) {
 	s := serve(t, nil)
 	ended, channels := 0, 0
-	for id := range turn.AllocationID(40) {
-		id++
-		var n turn.ChannelNumber
-		for r := range s.file.Reader.Records(1) {
-			for _, e := range r.Events {
-				if b, ok := e.(turn.ChannelBound); ok && b.Allocation == id && n == 0 {
-					n = b.Channel
-				}
-			}
+	all := map[turn.AllocationID]*logged{}
+	for seq, e := range s.events() {
+		id := turn.AllocationOf(e)
+		if all[id] == nil {
+			all[id] = &logged{}
 		}
-		want, wantChannel := about(t, s.file, id, n)
+		all[id].add(seq, e)
+	}
+	for id := turn.AllocationID(1); id <= 40; id++ {
+		want := all[id]
+		n := want.channel
 		got, over := pages(s, fmt.Sprintf("allocation=%d", id))
 		seqs := map[turn.Seq]bool{}
 		last := turn.Seq(0)
@@ -88,7 +79,7 @@ func TestHistoryHasEveryEvent(t *testing.T) {
 				t.Errorf("allocation %d: got %+v, want usage where it is recorded", id, h)
 			}
 		}
-		for _, seq := range want {
+		for _, seq := range want.all {
 			if !seqs[seq] {
 				t.Errorf("allocation %d: event %d is not in its history %v", id, seq, got)
 			}
@@ -101,7 +92,7 @@ func TestHistoryHasEveryEvent(t *testing.T) {
 		}
 		channels++
 		got, _ = pages(s, fmt.Sprintf("allocation=%d&channel=%v", id, n))
-		for _, seq := range wantChannel {
+		for _, seq := range want.one {
 			if !slices.ContainsFunc(got, func(h Happened) bool { return h.Seq == seq }) {
 				t.Errorf("channel %v of allocation %d: event %d is not in its history %v", n, id, seq, got)
 			}

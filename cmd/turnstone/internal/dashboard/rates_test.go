@@ -28,20 +28,15 @@ func TestRatesAddUp(t *testing.T) {
 	s := serve(t, nil)
 	span := get[Span](s, "/api/span")
 	want, last := map[string]float64{}, map[flow]turn.UsageRecorded{}
-	for r, err := range s.file.Reader.Records(1) {
-		if err != nil {
-			t.Fatal(err)
+	for _, e := range s.events() {
+		u, ok := e.(turn.UsageRecorded)
+		if !ok {
+			continue
 		}
-		for _, e := range r.Events {
-			u, ok := e.(turn.UsageRecorded)
-			if !ok {
-				continue
-			}
-			f := flow{u.Allocation, u.Channel, u.Peer, u.Path}
-			want[fmt.Sprint(u.Path, " to-peer")] += float64(u.ToPeer.Bytes - last[f].ToPeer.Bytes)
-			want[fmt.Sprint(u.Path, " to-client")] += float64(u.ToClient.Bytes - last[f].ToClient.Bytes)
-			last[f] = u
-		}
+		f := flow{u.Allocation, u.Channel, u.Peer, u.Path}
+		want[fmt.Sprint(u.Path, " to-peer")] += float64(u.ToPeer.Bytes - last[f].ToPeer.Bytes)
+		want[fmt.Sprint(u.Path, " to-client")] += float64(u.ToClient.Bytes - last[f].ToClient.Bytes)
+		last[f] = u
 	}
 	rates := func(at time.Time) Rates {
 		return get[Rates](s, "/api/rates?at="+url.QueryEscape(at.Format(time.RFC3339Nano)))
