@@ -222,10 +222,11 @@ func (anywhere) metered() bool                                 { return false }
 
 // Detach takes the program off every interface of an instance and unpins all of it: nothing is relayed by the
 // kernel any more. A daemon that runs would put it back. It asks nothing of bpf(2): a link that cannot be opened ends
-// soon after its pin.
+// soon after its pin. The error is ErrNothingPinned where there is nothing to take off.
 func Detach(root, instance string) (interfaces int, err error) {
-	if _, err := os.Stat(filepath.Join(root, instance)); errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("%s: %w", filepath.Join(root, instance), ErrNothingPinned)
+	dir := filepath.Join(root, instance)
+	if list, err := os.ReadDir(dir); errors.Is(err, fs.ErrNotExist) || err == nil && len(list) == 0 {
+		return 0, fmt.Errorf("%s: %w", dir, ErrNothingPinned)
 	}
 	p, err := openPins(root, instance)
 	if err != nil {
@@ -242,6 +243,5 @@ func Detach(root, instance string) (interfaces int, err error) {
 			errs = append(errs, l.Unpin(), l.Close())
 		}
 	}
-	errs = append(errs, os.RemoveAll(p.dir))
-	return len(indexes), errors.Join(errs...)
+	return len(indexes), errors.Join(append(errs, p.remove())...)
 }

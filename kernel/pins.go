@@ -48,7 +48,11 @@ func openPins(root, instance string) (*pins, error) {
 		}
 	}
 	// Instances of several users may stand side by side: the way to them is open, they are not.
-	if err := errors.Join(os.MkdirAll(root, 0o711), os.MkdirAll(dir, 0o700)); err != nil {
+	err := os.MkdirAll(root, 0o711)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("make the directory of pins: %w", err)
 	}
 	lock, err := lockDirectory(dir)
@@ -108,6 +112,23 @@ func mountBPF(dir string) error {
 }
 
 func (p *pins) close() error { return p.lock.Close() }
+
+// remove removes all that is pinned, and the directory where it is this user's to remove: a service manager makes
+// it in one that is root's.
+func (p *pins) remove() error {
+	list, err := os.ReadDir(p.dir)
+	if err != nil {
+		return fmt.Errorf("list pins: %w", err)
+	}
+	var errs []error
+	for _, e := range list {
+		errs = append(errs, os.RemoveAll(filepath.Join(p.dir, e.Name())))
+	}
+	if err := os.Remove(p.dir); err != nil && !errors.Is(err, os.ErrPermission) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
 
 // version is the directory of a layout.
 func (p *pins) version(layout [32]byte) string {
