@@ -113,6 +113,9 @@ func TestPackages(t *testing.T) {
 			if out := h.mustRun("stat -c '%G %a' /etc/turnstone/turnstone.toml"); out != "turnstone 640\n" {
 				t.Errorf("the configuration belongs to %q, want the group turnstone and mode 640", out)
 			}
+			if out, err := h.run("turnstone status"); err == nil || !strings.Contains(out, "/var/lib/turnstone/admin.sock") {
+				t.Errorf("turnstone status without a daemon: %v, got %q, want it to look for that of the service", err, out)
+			}
 			h.mustRun("turnstone check-config --config /etc/turnstone/turnstone.toml --listen udp://192.0.2.1 --relay-ip 192.0.2.1")
 			h.mustRun("echo 'realm = \"example.org\"' >>/etc/turnstone/turnstone.toml && mkdir -p /var/lib/turnstone && touch /var/lib/turnstone/log.db")
 			h.mustRun(row.remove)

@@ -165,7 +165,7 @@ func (o *options) outputFlag(cmd *cobra.Command) {
 
 // daemonFlags say where the daemon is.
 func (o *options) daemonFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.config, "config", "", "The daemon's configuration `FILE`, for where it is.")
+	cmd.Flags().StringVar(&o.config, "config", "", "The daemon's configuration `FILE`, for where it is; default: "+config.Packaged+", if it is there and no turnstone-data is here.")
 	cmd.Flags().StringVar(&o.data, "data", "", "Data `DIR` of the daemon.")
 	cmd.Flags().StringVar(&o.socket, "admin-socket", "", "Admin socket `PATH` of the daemon; default: admin.sock in the data directory.")
 }
@@ -192,7 +192,11 @@ func (o *options) dbFlag(cmd *cobra.Command) {
 
 // located is where flags, environment, file and defaults put data and socket.
 func (o *options) located() (config.Config, error) {
-	c, _, err := config.Base(o.config)
+	file := o.config
+	if file == "" && o.data == "" && o.socket == "" {
+		file = config.Installed()
+	}
+	c, _, err := config.Base(file)
 	if err != nil {
 		return c, usageError("%w", err)
 	}

@@ -15,6 +15,26 @@ const (
 	stateDirectory = "STATE_DIRECTORY" // as systemd sets it
 )
 
+// Packaged is the configuration that the packages bring for their service.
+const Packaged = "/etc/turnstone/turnstone.toml"
+
+// Installed is [Packaged] where the service is meant: it is there, and neither the environment nor data in the working
+// directory says that another daemon is. Else it is empty.
+func Installed() string {
+	for _, v := range []string{envPrefix + "CONFIG", envPrefix + "DATA", envPrefix + "ADMIN_SOCKET", stateDirectory} {
+		if os.Getenv(v) != "" {
+			return ""
+		}
+	}
+	if _, err := os.Stat(dataHere); err == nil {
+		return ""
+	}
+	if _, err := os.Stat(Packaged); err != nil {
+		return ""
+	}
+	return Packaged
+}
+
 // Origins says where the value of each setting comes from, by key.
 type Origins map[string]string
 

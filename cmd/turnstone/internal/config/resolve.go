@@ -207,6 +207,9 @@ func goodToken(s string) error {
 	return nil
 }
 
+// dataHere is the directory of the log of a daemon that is told nothing.
+const dataHere = "turnstone-data"
+
 // DataDir is the directory of the log.
 func (c *Config) DataDir() string {
 	if c.Data != "" {
@@ -215,7 +218,7 @@ func (c *Config) DataDir() string {
 	if d := os.Getenv(stateDirectory); d != "" {
 		return d
 	}
-	return "turnstone-data"
+	return dataHere
 }
 
 // Socket is the path of the admin socket.
