@@ -6,18 +6,22 @@ import (
 	"time"
 
 	"turnstone/cmd/turnstone/internal/config"
+	"turnstone/cmd/turnstone/internal/systemd"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
-// newLogger logs JSON lines to w, or a form for people where w is a terminal. The level is that of
-// all loggers, so that a reload can change it.
+// newLogger logs JSON lines to w, or a form for people where w is a terminal. The journal is told their priorities.
+// The level is that of all loggers, so that a reload can change it.
 func newLogger(w io.Writer, r config.Resolved) zerolog.Logger {
 	f, isFile := w.(*os.File)
 	console := r.LogFormat == "console" || (r.LogFormat == "auto" && isFile && term.IsTerminal(int(f.Fd())))
-	if console {
+	switch {
+	case isFile && !console:
+		w = systemd.Journal(f)
+	case console:
 		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""}
 	}
 	zerolog.TimeFieldFormat = time.RFC3339Nano

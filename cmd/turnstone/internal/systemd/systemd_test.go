@@ -1,6 +1,8 @@
 package systemd
 
 import (
+	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"strings"
@@ -8,6 +10,7 @@ import (
 
 	"turnstone/turn/relay"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,5 +81,30 @@ func TestInheritedSocketsAreLookedAt(t *testing.T) {
 				t.Errorf("got %v and %+v, want an error with %q", err, in, c.want)
 			}
 		})
+	}
+}
+
+func TestJournalIsToldPriorities(t *testing.T) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	var at unix.Stat_t
+	if err := unix.Fstat(int(write.Fd()), &at); err != nil {
+		t.Fatal(err)
+	}
+	if got := Journal(write); got != io.Writer(write) {
+		t.Errorf("what is no stream of the journal: got %T, want it as it is", got)
+	}
+	t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", at.Dev, at.Ino))
+	log := zerolog.New(Journal(write))
+	log.Warn().Msg("one")
+	log.Info().Msg("two")
+	_ = write.Close()
+	got, err := io.ReadAll(read)
+	const want = `<4>{"level":"warn","message":"one"}` + "\n" + `<6>{"level":"info","message":"two"}` + "\n"
+	if err != nil || string(got) != want {
+		t.Errorf("got %q, %v, want %q", got, err, want)
 	}
 }
