@@ -5,7 +5,7 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BIN := bin/turnstone
 
 .DEFAULT_GOAL := build
-.PHONY: help build run demo recording test race lint format generate fuzz qemu differential soak bench clean tools
+.PHONY: help build run demo recording test race lint format generate fuzz qemu systemd differential soak bench clean tools
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ fuzz: ## Fuzz every decoder for a minute each
 
 qemu: ## Run the tests of kernel/ on Debian's 6.1 and 6.12 kernels, in qemu
 	scripts/qemu
+
+systemd: ## Have systemd 252 and 257 run the service: install, restart, upgrade and remove it under traffic (as root)
+	scripts/systemd
 
 differential: ## Hold ten million frames through the XDP program against the model in Go
 	TURNSTONE_DIFFERENTIAL=10000000 $(GO) test -timeout 60m -count 1 -v -run '^TestDifferential$$' ./kernel
