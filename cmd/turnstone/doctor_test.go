@@ -188,7 +188,7 @@ func TestDoctorBesideTheKernel(t *testing.T) {
 	if code != exitGood {
 		t.Errorf("with the daemon: exit code %d, want %d: %+v", code, exitGood, rows)
 	}
-	shows(t, rows, "daemon", doctor.OK, "relaying by the kernel")
+	shows(t, rows, "daemon", doctor.OK, "relayed by kernel")
 	shows(t, rows, "xdp relay", doctor.OK, "generic, by the daemon that runs")
 	shows(t, rows, "passed-up", doctor.OK, "0 relayed")
 	shows(t, rows, "capabilities", doctor.OK, "the daemon (pid")

@@ -24,7 +24,7 @@ func checkDaemon(f *Facts) []Row {
 		return []Row{skip(check, d.Err)}
 	}
 	st := d.Value.Status
-	r := ok(check, "running (pid %d), relaying by the %s", st.PID, st.Kernel)
+	r := ok(check, "running (pid %d), relayed by %s", st.PID, st.Kernel)
 	switch {
 	case !st.Ready:
 		r.Seen = fmt.Sprintf("running (pid %d), and not ready", st.PID)
