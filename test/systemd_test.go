@@ -162,7 +162,6 @@ func (m *machine) comesBack(before string) {
 
 // configuration is what the operator writes.
 const configuration = `
-data = "/var/lib/turnstone"
 listen = ["udp://` + labServer4 + `", "udp://127.0.0.1"]
 relay-ip = ["` + labRelay4 + `"]
 realm = "` + realm + `"

@@ -19,7 +19,7 @@ type Config struct {
 	RelayPorts  string   `toml:"relay-ports" flag:"relay-ports" arg:"RANGE" env:"RELAY_PORTS" doc:"Range of ports of relayed transport addresses, FIRST-LAST."`
 	Realm       string   `toml:"realm" flag:"realm" arg:"NAME" env:"REALM" doc:"Realm of the credentials."`
 	Software    string   `toml:"software" flag:"software" arg:"TEXT" env:"SOFTWARE" doc:"SOFTWARE attribute in every answer, empty for none."`
-	Data        string   `toml:"data" flag:"data" arg:"DIR" env:"DATA" doc:"Directory of the log and the keys. Default: $STATE_DIRECTORY, as systemd sets it, else ./turnstone-data."`
+	Data        string   `toml:"data" flag:"data" arg:"DIR" env:"DATA" doc:"Directory of the log and the keys. Default: $STATE_DIRECTORY, as systemd sets it, else /var/lib/turnstone with the configuration of the packages, else ./turnstone-data."`
 	AdminSocket string   `toml:"admin-socket" flag:"admin-socket" arg:"PATH" env:"ADMIN_SOCKET" doc:"Unix socket the other commands talk to. Default: admin.sock in the data directory."`
 	Metrics     string   `toml:"metrics" flag:"metrics" arg:"ADDR" env:"METRICS" doc:"Address of /metrics, /healthz and /readyz, off for none. The default is given up where it is taken."`
 	Dashboard   string   `toml:"dashboard" flag:"dashboard" arg:"ADDR" env:"DASHBOARD" doc:"Address of the dashboard, a web page that shows allocations, traffic and the log; off for none. It has no password for reading: every user of a machine reaches its loopback addresses, and sees who relays to whom. Where the address is taken there is no dashboard until it is free."`

@@ -15,8 +15,11 @@ const (
 	stateDirectory = "STATE_DIRECTORY" // as systemd sets it
 )
 
-// Packaged is the configuration that the packages bring for their service.
-const Packaged = "/etc/turnstone/turnstone.toml"
+// Packaged is the configuration that the packages bring for their service, and where that has its data.
+const (
+	Packaged     = "/etc/turnstone/turnstone.toml"
+	packagedData = "/var/lib/turnstone"
+)
 
 // Installed is [Packaged] where the service is meant: it is there, and neither the environment nor data in the working
 // directory says that another daemon is. Else it is empty.
@@ -54,7 +57,11 @@ func Base(file string) (Config, Origins, error) {
 			return c, nil, err
 		}
 	}
-	return c, origins, readEnvironment(&c, origins)
+	err := readEnvironment(&c, origins)
+	if c.Data == "" && file == Packaged && os.Getenv(stateDirectory) == "" {
+		c.Data, origins["data"] = packagedData, "the package"
+	}
+	return c, origins, err
 }
 
 // Load reads the configuration: [Base] with the file that --config names, over it the flags. Paths
