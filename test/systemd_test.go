@@ -166,7 +166,7 @@ listen = ["udp://` + labServer4 + `", "udp://127.0.0.1"]
 relay-ip = ["` + labRelay4 + `"]
 realm = "` + realm + `"
 [auth]
-users = ["` + username + `:` + password + `"]
+users-file = "/var/lib/turnstone/users.toml"
 [peers]
 allow = ["198.51.100.0/24", "` + labRelay4 + `/32"]
 [kernel]
@@ -233,6 +233,8 @@ func (m *machine) install() {
 func (m *machine) start() {
 	m.t.Helper()
 	m.write("/etc/turnstone/turnstone.toml", configuration)
+	m.mustRun("echo '" + password + "' | turnstone user add " + username + " --config /etc/turnstone/turnstone.toml")
+	m.want("stat --format '%U %a' /var/lib/turnstone/* | sort --unique", "turnstone 600")
 	m.mustRun("turnstone check-config --config /etc/turnstone/turnstone.toml")
 	m.mustRun("systemctl enable --now turnstone")
 	m.want("systemctl is-active turnstone", "active")

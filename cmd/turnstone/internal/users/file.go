@@ -59,7 +59,7 @@ func Read(path string) ([]User, error) {
 // Edit replaces the users of a file by what change makes of them, in one step. It waits until ctx ends for others who
 // do the same. A file that is not there is one without users. Where change fails the file stays as it is.
 func Edit(ctx context.Context, path string, change func([]User) ([]User, error)) error {
-	unlock, err := lock(ctx, path+".lock")
+	unlock, err := lock(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -78,10 +78,14 @@ func Edit(ctx context.Context, path string, change func([]User) ([]User, error))
 	return replace(path, text)
 }
 
-// lock holds a file of its own: the one with the users is another after each edit.
+// lock holds a file beside the one at path, which is another after each edit.
 func lock(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
+		return nil, fmt.Errorf("lock users: %w", err)
+	}
+	if err := keepOwner(f, path); err != nil {
+		_ = f.Close()
 		return nil, fmt.Errorf("lock users: %w", err)
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -99,7 +103,7 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 		case <-tick.C:
 		case <-ctx.Done():
 			_ = f.Close()
-			return nil, fmt.Errorf("lock users: somebody else holds %s: %w", path, ctx.Err())
+			return nil, fmt.Errorf("lock users: somebody else holds %s.lock: %w", path, ctx.Err())
 		}
 	}
 }
@@ -123,7 +127,7 @@ func replace(path string, text []byte) error {
 	return syncDir(dir)
 }
 
-// keepOwner gives f to the owner of the file it replaces, else of the directory, where this process may: root writes
+// keepOwner gives f to the owner of the file at path, else of the directory, where this process may: root writes
 // the users of a daemon that is not root.
 func keepOwner(f *os.File, path string) error {
 	if os.Geteuid() != 0 {

@@ -201,7 +201,7 @@ func TestWritersAtOnce(t *testing.T) {
 
 func TestEditWaitsForTheLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "users")
-	unlock, err := lock(t.Context(), path+".lock")
+	unlock, err := lock(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
