@@ -75,11 +75,18 @@ func process(pid int, memoryLimit func(string) (int64, bool)) Process {
 	for _, kind := range []string{"net", "mnt", "time"} {
 		its, err := os.Readlink(dir + "/ns/" + kind)
 		ours, err2 := os.Readlink("/proc/self/ns/" + kind)
-		if err == nil && err2 == nil && its != ours {
+		if err == nil && err2 == nil && its != ours && (kind != "mnt" || !sameFile(dir+"/root", "/")) { // a service manager's mounts are over the host's
 			p.Elsewhere = append(p.Elsewhere, kind)
 		}
 	}
 	return p
+}
+
+// sameFile says whether two names are of one file.
+func sameFile(a, b string) bool {
+	x, err := os.Stat(a)
+	y, err2 := os.Stat(b)
+	return err == nil && err2 == nil && os.SameFile(x, y)
 }
 
 // field is what stands behind a name at the beginning of a line.
