@@ -169,6 +169,27 @@ func TestOldSegmentsGo(t *testing.T) {
 	verifyFile(t, dir)
 }
 
+func TestAClockThatIsSetBackRetiresNothingYoung(t *testing.T) {
+	dir := memoryDir(t)
+	now := at(0).WallTime()
+	k := newKeeper(t, dir, Retention{Age: time.Hour}, func() time.Time { return now })
+	k.load(80)
+	now = now.Add(-1000 * time.Hour)
+	k.gen.moment.Wall -= int64(1000 * time.Hour)
+	k.load(80) // of long ago by its moments, and now by the clock
+	if st, kept := k.stat(), k.l.Kept(); st.First != 1 || kept.Overdue != 0 {
+		t.Fatalf("set back: the log begins at %d, %d segments are overdue, want 1 and none", st.First, kept.Overdue)
+	}
+	// Set right again, what was written meanwhile looks old, and stays behind what is young before it.
+	now = at(0).WallTime().Add(time.Minute)
+	must(t, k.tender.look(context.Background()))
+	if st := k.stat(); st.First != 1 {
+		t.Errorf("set right: the log begins at %d, want 1: its first segment is young", st.First)
+	}
+	k.close()
+	verifyFile(t, dir)
+}
+
 func TestNextSegmentWaitsUntilFreePagesAreUsed(t *testing.T) {
 	dir := memoryDir(t)
 	k := newKeeper(t, dir, Retention{}, nil)

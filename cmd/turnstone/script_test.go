@@ -60,9 +60,12 @@ func crashing() {
 	select {}
 }
 
-func TestScript(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+func TestScript(t *testing.T) { testscript.Run(t, scripts("testdata/script")) }
+
+// scripts are those in a directory, and the commands that they have.
+func scripts(dir string) testscript.Params {
+	return testscript.Params{
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
@@ -77,9 +80,9 @@ func TestScript(t *testing.T) {
 			"recipe": recipe, "mode": mode, "shapedlog": shapedLog, "awaitget": awaitGet,
 			"absentcanary": absentCanary, "address": address, "tokenallocate": tokenAllocate, "tlskey": tlsKey,
 			"line": firstLine, "hook": hookServer, "requests": requests, "awaitdraining": awaitDraining,
-			"completes": completes, "mute": mute, "post": post, "flip": flip,
+			"completes": completes, "mute": mute, "post": post, "flip": flip, "smalldisk": smallDisk, "awaitwaiting": awaitWaiting,
 		},
-	})
+	}
 }
 
 // exits CODE COMMAND...: the command exits with the code.
