@@ -23,21 +23,24 @@ func TestFullDisk(t *testing.T) {
 	testscript.Run(t, scripts("testdata/disk"))
 }
 
-// shapedLog DIR [archive [another]]: a log of many small segments, the older of which have left its file, to archives where that
-// is said. It is the same log each time, unless it is to be another.
+// shapedLog DIR [archive|encrypted [another]]: a log of many small segments, the older of which have left its file, to archives where
+// that is said; all are there where it is encrypted. It is the same log each time, unless it is to be another.
 func shapedLog(ts *testscript.TestScript, _ bool, args []string) {
 	dir := ts.MkAbs(args[0])
 	const segment = 64 << 10
-	r := store.Retention{Size: 8 * segment}
-	if len(args) > 1 {
-		r.Archive = filepath.Join(dir, store.ArchiveName)
+	o := store.Options{SegmentSize: segment, Retention: store.Retention{Size: 8 * segment}}
+	switch {
+	case len(args) > 1 && args[1] == "encrypted":
+		o.Encrypt, o.Retention = true, store.Retention{}
+	case len(args) > 1:
+		o.Retention.Archive = filepath.Join(dir, store.ArchiveName)
 	}
 	seed := uint64(5)
 	if len(args) > 2 {
 		seed++
 	}
 	_, err := shape.Write(context.Background(), dir, 8000, shape.Options{
-		Options: calls.Options{Seed: seed, Allocations: 20}, Store: store.Options{SegmentSize: segment, Retention: r},
+		Options: calls.Options{Seed: seed, Allocations: 20}, Store: o,
 	})
 	ts.Check(err)
 }
