@@ -136,6 +136,8 @@ var decoders = map[turn.Kind]func([]byte) (turn.Event, error){
 	turn.KindSliceTaken:          decode[turn.SliceTaken],
 	turn.KindOriginNoted:         decode[turn.OriginNoted],
 	turn.KindOperatorActed:       decode[turn.OperatorActed],
+	turn.KindUserBanned:          decode[turn.UserBanned],
+	turn.KindUserUnbanned:        decode[turn.UserUnbanned],
 	turn.KindProgramAttached:     decode[turn.ProgramAttached],
 	turn.KindProgramReplaced:     decode[turn.ProgramReplaced],
 	turn.KindSettingsChanged:     decode[turn.SettingsChanged],

@@ -117,6 +117,9 @@ var samples = []sample{
 	{"SegmentArchived", turn.SegmentArchived{Segment: 3, Size: 4711, Digest: digest(7)}},
 	{"ArchiveRemoved", turn.ArchiveRemoved{Segment: 3}},
 	{"SettingsChanged", turn.SettingsChanged{Changes: []turn.SettingChange{{Setting: "limits.max-allocations", Before: "0", After: "100"}}}},
+	{"UserBanned", turn.UserBanned{Realm: "example.org", Username: "alice", Seconds: 86400}},
+	{"UserBanned/without-end", turn.UserBanned{Realm: "example.org", Username: "björn"}},
+	{"UserUnbanned", turn.UserUnbanned{Realm: "example.org", Username: "alice"}},
 }
 
 // traffic makes records that a log could hold: each event fits the state that those before it leave.
@@ -242,7 +245,11 @@ func (t *traffic) event() turn.Event {
 	case roll == 97:
 		return turn.ServerStarted{Version: strings.Repeat("v", t.rng.IntN(40)), PID: t.rng.Uint32()}
 	case roll == 98:
-		return turn.ConfigChanged{Digest: digest(byte(t.rng.Uint32()))}
+		n := t.rng.Uint32()
+		if n&1 == 0 {
+			return t.banned(n >> 1)
+		}
+		return turn.ConfigChanged{Digest: digest(byte(n))}
 	}
 	if t.rng.IntN(2) == 0 {
 		return turn.ClientRedirected{FiveTuple: a.FiveTuple, Tx: t.tx(), Username: a.Username, Servers: []netip.AddrPort{t.peer()}}
@@ -251,6 +258,15 @@ func (t *traffic) event() turn.Event {
 		return turn.RelaysChanged{Relays: []turn.Relay{{IP: addr4, External: t.peer().Addr()}}}
 	}
 	return turn.AttemptsRefused{Others: t.rng.Uint64N(100)}
+}
+
+// banned is about a user who is banned, or has been: n says who.
+func (t *traffic) banned(n uint32) turn.Event {
+	if list := t.state.Bans(); len(list) > 0 && n&1 == 0 {
+		b := list[int(n>>1)%len(list)]
+		return turn.UserUnbanned{Realm: b.Realm, Username: b.Username}
+	}
+	return turn.UserBanned{Realm: "example.org", Username: fmt.Sprintf("user%d", n>>1%50), Seconds: n >> 7 % 3 * 3600}
 }
 
 // oneRelayed is about one of the two relayed addresses of an allocation.

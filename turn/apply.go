@@ -59,6 +59,7 @@ func (s *State) rebase(m Moment) {
 		}
 	}
 	s.reservations.rebase(move)
+	s.bans.rebase(move)
 	for i := range s.answers.live() {
 		move(&s.answers.live()[i].until)
 	}
@@ -157,6 +158,10 @@ func (s *State) apply(e Event) error {
 		return s.on(e.Allocation, func(a *Allocation) error { return s.left(a, e) })
 	case ClientRedirected:
 		return s.redirected(e)
+	case UserBanned:
+		return s.ban(e)
+	case UserUnbanned:
+		return s.unban(e)
 	case EpochBegan:
 		s.log, s.epoch = e.Log, e.Epoch
 		return nil

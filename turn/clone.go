@@ -10,6 +10,7 @@ func (s *State) Clone() *State {
 		a.Permissions, a.Channels, a.Usage = slices.Clone(a.Permissions), slices.Clone(a.Channels), slices.Clone(a.Usage)
 		a.Until, a.Connections = slices.Clone(a.Until), slices.Clone(a.Connections)
 	}
+	im.Bans = slices.Clone(im.Bans)
 	c, err := FromImage(im)
 	must(err) // it is the image of a state
 	return c

@@ -22,6 +22,9 @@ type Decision struct {
 // at m does not count, whether the log says so yet or not; where q takes its
 // place, the events that end it come first.
 func Decide(s *State, r *Rules, q *Request, m Moment) Decision {
+	if s.banned(r, q.Realm, q.Username, m) && !q.gives() {
+		return q.refuse(CodeForbidden)
+	}
 	a, over := s.live(s.byFiveTuple[q.FiveTuple], m)
 	if a != nil && !r.same(q, a.Realm, a.Username) {
 		if q.Method == stun.MethodAllocate {
@@ -59,6 +62,11 @@ func Decide(s *State, r *Rules, q *Request, m Moment) Decision {
 		d.Events = append(over, d.Events...)
 	}
 	return d
+}
+
+// gives says whether q asks for no more than an end.
+func (q *Request) gives() bool {
+	return q.Method == stun.MethodRefresh && q.hasLifetime && q.lifetime == 0
 }
 
 func (q *Request) refuse(code int) Decision { return Decision{Reply: q.reply(code)} }

@@ -39,6 +39,8 @@ const (
 	KindPeerDisconnected Kind = 62
 
 	KindOperatorActed Kind = 64
+	KindUserBanned    Kind = 65
+	KindUserUnbanned  Kind = 66
 
 	KindUsageRecorded   Kind = 20
 	KindRefusalsCounted Kind = 21
@@ -513,6 +515,20 @@ type OperatorActed struct {
 	What string `cbor:"3,keyasint"`
 }
 
+// UserBanned says that a user gets nothing of the relay any more for some seconds, whatever was said before. The end of what
+// the user has follows.
+type UserBanned struct {
+	Realm    string `cbor:"1,keyasint"`
+	Username string `cbor:"2,keyasint"` // without the expiry of a time-limited one
+	Seconds  uint32 `cbor:"3,keyasint"` // 0: until UserUnbanned
+}
+
+// UserUnbanned ends a ban: somebody lifted it, or its time is over.
+type UserUnbanned struct {
+	Realm    string `cbor:"1,keyasint"`
+	Username string `cbor:"2,keyasint"` // as in UserBanned
+}
+
 // ProgramAttached says that the XDP program was attached to an interface.
 type ProgramAttached struct {
 	Interface string   `cbor:"1,keyasint"`
@@ -583,6 +599,8 @@ func (RollbackFound) Kind() Kind       { return KindRollbackFound }
 func (SegmentForgotten) Kind() Kind    { return KindSegmentForgotten }
 func (SegmentClosed) Kind() Kind       { return KindSegmentClosed }
 func (OperatorActed) Kind() Kind       { return KindOperatorActed }
+func (UserBanned) Kind() Kind          { return KindUserBanned }
+func (UserUnbanned) Kind() Kind        { return KindUserUnbanned }
 func (ProgramAttached) Kind() Kind     { return KindProgramAttached }
 func (ProgramReplaced) Kind() Kind     { return KindProgramReplaced }
 func (SettingsChanged) Kind() Kind     { return KindSettingsChanged }

@@ -8,7 +8,7 @@ import (
 
 // Expire yields events for at most limit of the things that are over at m, which
 // must be of the boot of the state's last record. The earliest come first,
-// allocations before what they hold, reservations before allocations.
+// allocations before what they hold, reservations before allocations, and bans behind all of these.
 func Expire(s *State, m Moment, limit int) []Event {
 	s.ends.build(s.allocations)
 	over := s.ends.within(m.Uptime)
@@ -40,7 +40,14 @@ func Expire(s *State, m Moment, limit int) []Event {
 			}
 		}
 	}
-	until(m.Uptime)
+	if !until(m.Uptime) {
+		return events
+	}
+	for _, e := range s.bans.over(m) {
+		if !add(e) {
+			break
+		}
+	}
 	return events
 }
 
@@ -136,13 +143,23 @@ func Close(s *State, id AllocationID, why Reason) []Event {
 	return []Event{AllocationDeleted{Allocation: id, Reason: why}}
 }
 
-// Reconcile yields what a new configuration revokes: the allocations of users
-// g does not know any more, their reservations, and the channels and permissions of peers r forbids.
-func Reconcile(s *State, r *Rules, g *Gate) []Event {
+// Reconcile yields what a new configuration revokes at m: the allocations of users g does not know any
+// more, or who are banned, their reservations, and the channels and permissions of peers r forbids.
+// Bans go on where users are called by pseudonyms now.
+func Reconcile(s *State, r *Rules, g *Gate, m Moment) []Event {
+	why := func(realm, username string, since Moment) Reason {
+		switch {
+		case !g.Knows(realm, username, since):
+			return ReasonUserRemoved
+		case s.banned(r, realm, username, m):
+			return ReasonBanned
+		}
+		return 0
+	}
 	var events []Event
 	for a := range s.Allocations() {
-		if !g.Knows(a.Realm, a.Username, a.Created) {
-			events = append(events, AllocationDeleted{Allocation: a.ID, Reason: ReasonUserRemoved})
+		if reason := why(a.Realm, a.Username, a.Created); reason != 0 {
+			events = append(events, AllocationDeleted{Allocation: a.ID, Reason: reason})
 			continue
 		}
 		for _, c := range a.Channels {
@@ -162,9 +179,9 @@ func Reconcile(s *State, r *Rules, g *Gate) []Event {
 		}
 	}
 	for _, held := range s.reservations.list {
-		if !g.Knows(held.Realm, held.Username, held.Made) {
-			events = append(events, ReservationRevoked{Relayed: held.Relayed, Reason: ReasonUserRemoved})
+		if reason := why(held.Realm, held.Username, held.Made); reason != 0 {
+			events = append(events, ReservationRevoked{Relayed: held.Relayed, Reason: reason})
 		}
 	}
-	return events
+	return append(events, s.bans.hidden(g, m)...)
 }

@@ -403,7 +403,7 @@ func (c *core) bind(plans ...PortPlan) (bound []netip.AddrPort) {
 // reload puts the rules and the gate in force.
 func (c *core) reload() []Event {
 	c.Helper()
-	events := Reconcile(c.state, &c.rules, c.gate)
+	events := Reconcile(c.state, &c.rules, c.gate, c.now)
 	c.record(events...)
 	return events
 }

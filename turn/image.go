@@ -22,6 +22,7 @@ type Image struct {
 	Config         [32]byte          `cbor:"10,keyasint"`
 	Reservations   []Reservation     `cbor:"11,keyasint,omitempty"` // by end, then by relayed address
 	Relays         []Relay           `cbor:"12,keyasint,omitempty"`
+	Bans           []Ban             `cbor:"13,keyasint,omitempty"` // by user, then by realm
 }
 
 // AllocationImage is an [Allocation] in an Image.
@@ -66,6 +67,7 @@ func (s *State) Image() Image {
 	im := Image{
 		Seq: s.seq, Moment: s.moment, Log: s.log, Epoch: s.epoch,
 		LastAllocation: s.last, LastSealed: s.sealed, LastSnapshot: s.snapshot, Config: s.config, Relays: orNil(s.served),
+		Bans:        orNil(s.bans.list),
 		Allocations: make([]AllocationImage, 0, len(s.allocations)),
 		Answers:     make([]AnswerImage, 0, len(s.answers.live())),
 	}
@@ -108,6 +110,12 @@ func FromImage(im Image) (*State, error) {
 	s.seq, s.moment, s.log, s.epoch = im.Seq, im.Moment, im.Log, im.Epoch
 	s.last, s.sealed, s.snapshot = im.LastAllocation, im.LastSealed, im.LastSnapshot
 	s.config, s.served = im.Config, im.Relays
+	for i, b := range im.Bans {
+		if b.Username == "" || i > 0 && compareBan(im.Bans[i-1], b) >= 0 {
+			return nil, fmt.Errorf("image of state %d: the ban of %q is of nobody, or out of order", im.Seq, b.Username)
+		}
+	}
+	s.bans.set(im.Bans)
 	for _, a := range im.Allocations {
 		taken := slices.ContainsFunc(a.Relayed, func(r netip.AddrPort) bool { return s.byRelayed[r] != nil })
 		made := &Allocation{

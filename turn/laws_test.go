@@ -38,6 +38,7 @@ func laws(t *rapid.T) {
 		w.mobile, w.mobile, w.move, w.move, w.arrive, w.leave,
 		w.pass, w.pass, w.restart, w.reconfigure, w.closeOne, w.use, w.twin,
 		w.allocateTCP, w.connect, w.accept, w.bindConnection, w.disconnect,
+		w.ban, w.unban,
 	}
 	for range rapid.IntRange(1, 60).Draw(t, "steps") {
 		actions[rapid.IntRange(0, len(actions)-1).Draw(t, "action")]()
@@ -79,7 +80,23 @@ func (w *world) request(method stun.Method, attributes ...stun.Setter) *answerSe
 	w.by = w.callers[w.pick(len(w.callers), "caller")]
 	w.lastTx++
 	w.last = w.by.signed(w.gate, w.now, method, txid(w.lastTx), attributes)
-	return w.send(w.by, w.last)
+	return w.sendLast()
+}
+
+// sendLast sends the last frame. Who is banned gets nothing, and may still give up what it has.
+func (w *world) sendLast() *answerSeen {
+	banned := w.state.banned(&w.rules, testRealm, w.by.user, w.now)
+	got := w.send(w.by, w.last)
+	if got == nil || !banned {
+		return got
+	}
+	for _, e := range got.events {
+		switch e.(type) {
+		case AllocationCreated, AllocationRefreshed, PermissionInstalled, ChannelBound, PeerConnected, ReservationMade, ClientRedirected:
+			w.Errorf("%s is banned, and got %s", w.by.user, describe(e))
+		}
+	}
+	return got
 }
 
 func (w *world) lifetime() stun.Setter {
@@ -235,7 +252,7 @@ func (w *world) retransmit() {
 	if w.last == nil {
 		return
 	}
-	if again := w.send(w.by, w.last); again != nil && (again.code == 0 || again.code == CodeTryAlternate) {
+	if again := w.sendLast(); again != nil && (again.code == 0 || again.code == CodeTryAlternate) {
 		third := w.send(w.by, w.last)
 		if len(third.events) > 0 || string(third.message.Raw) != string(again.message.Raw) {
 			w.Errorf("a retransmission got %v and made %v", third.message, describeAll(third.events))
@@ -253,13 +270,19 @@ func (w *world) pass() {
 func (w *world) restart() {
 	down := time.Duration(w.pick(400, "down")) * time.Second
 	skew := rapid.SampledFrom([]time.Duration{0, 0, -time.Hour, time.Hour}).Draw(w.t, "skew")
-	before := w.state.Image()
+	before := cloneImage(w.state.Image())
 	last := w.now
 	w.reboot(down, skew)
 	for _, old := range before.Allocations {
 		now := w.state.Allocation(old.ID)
 		if got, most := now.Deadline.Uptime-w.now.Uptime, old.Deadline.Uptime-before.Moment.Uptime; got > most {
 			w.Errorf("allocation %d has %v left after a reboot, and had %v at the last record, at %v", old.ID, got, most, last)
+		}
+	}
+	for i, old := range before.Bans {
+		now := w.state.Bans()[i]
+		if got, most := now.Deadline.Uptime-w.now.Uptime, old.Deadline.Uptime-before.Moment.Uptime; now.Endless() != old.Endless() || !now.Endless() && got > most {
+			w.Errorf("the ban of %s has %v left after a reboot, and had %v at the last record", old.Username, got, most)
 		}
 	}
 	w.expire()
@@ -378,6 +401,44 @@ func (w *world) closeOne() {
 	w.record(Close(w.state, AllocationID(w.pick(int(w.state.last)+1, "id")), ReasonOperator)...)
 }
 
+// ban bans somebody, and ends what that user has.
+func (w *world) ban() {
+	who := w.callers[w.pick(len(w.callers), "caller")]
+	e := UserBanned{Realm: testRealm, Username: w.gate.Means(who.user), Seconds: rapid.SampledFrom([]uint32{0, 1, 300, 3000}).Draw(w.t, "seconds")}
+	w.record(e)
+	for limit := 1 + w.pick(3, "limit"); ; {
+		events := Evict(w.state, &w.rules, w.now, limit)
+		w.record(events...)
+		if len(events) > limit {
+			w.Errorf("got %d ends, want at most %d", len(events), limit)
+		}
+		if len(events) < limit {
+			break
+		}
+	}
+	for a := range w.state.Allocations() {
+		if Owner(a.Username) == e.Username {
+			w.Errorf("%s is banned, and has allocation %d", e.Username, a.ID)
+		}
+	}
+	for _, r := range w.state.Reservations() {
+		if Owner(r.Username) == e.Username {
+			w.Errorf("%s is banned, and has %v reserved", e.Username, r.Relayed)
+		}
+	}
+	if !w.state.banned(&w.rules, testRealm, who.user, w.now) {
+		w.Errorf("%s is not banned by %v", who.user, describe(e))
+	}
+}
+
+func (w *world) unban() {
+	who := w.callers[w.pick(len(w.callers), "caller")]
+	w.record(Unban(w.state, &w.rules, testRealm, who.user)...)
+	if w.state.banned(&w.rules, testRealm, who.user, w.now) {
+		w.Errorf("%s is banned after all", who.user)
+	}
+}
+
 func (w *world) use() {
 	e := UsageRecorded{Allocation: AllocationID(w.pick(int(w.state.last)+1, "id")), Path: Path(1 + w.pick(2, "path"))}
 	if rapid.Bool().Draw(w.t, "channel") {
@@ -432,6 +493,9 @@ func (w *world) nothingOverdue() {
 	if left := w.state.reservations.over(w.now); len(left) > 0 {
 		w.Errorf("not expired at %v: the reservation %+v", w.now, *left[0])
 	}
+	if left := w.state.bans.over(w.now); len(left) > 0 {
+		w.Errorf("not expired at %v: %v", w.now, describeAll(left))
+	}
 	for a := range w.state.Allocations() {
 		if left := a.overdue(w.now); len(left) > 0 {
 			w.Errorf("not expired at %v: %v", w.now, describeAll(left))
@@ -441,6 +505,7 @@ func (w *world) nothingOverdue() {
 
 func cloneImage(im Image) Image {
 	im.Allocations, im.Answers, im.Reservations = slices.Clone(im.Allocations), slices.Clone(im.Answers), slices.Clone(im.Reservations)
+	im.Bans = slices.Clone(im.Bans)
 	for i := range im.Allocations {
 		a := &im.Allocations[i]
 		a.Relayed, a.Permissions = slices.Clone(a.Relayed), slices.Clone(a.Permissions)
@@ -495,6 +560,14 @@ func checkState(t tb, s *State, maxLifetime time.Duration) {
 			t.Errorf("%v is reserved for %v", r.Relayed, left)
 		}
 		if end := r.Deadline.Uptime; !some || end < first {
+			first, some = end, true
+		}
+	}
+	for i, b := range s.bans.list {
+		if b.Username == "" || i > 0 && compareBan(s.bans.list[i-1], b) >= 0 {
+			t.Errorf("the bans are out of order: %+v", s.bans.list)
+		}
+		if end := b.Deadline.Uptime; !b.Endless() && (!some || end < first) {
 			first, some = end, true
 		}
 	}
@@ -669,6 +742,9 @@ func TestFoldRefuses(t *testing.T) {
 		{"ReservedIsRelayed", ReservationMade{Allocation: 1, Relayed: made.Relayed[0], Token: ReservationToken{2}, Lifetime: 30}, false},
 		{"ReservationOfNone", ReservationMade{Allocation: 2, Relayed: addrPort("192.0.2.1:50003"), Token: ReservationToken{2}, Lifetime: 30}, false},
 		{"ExpiryOfNoReservation", ReservationExpired{Relayed: made.Relayed[0]}, false},
+		{"EndOfNoBan", UserUnbanned{Realm: testRealm, Username: "alice"}, false},
+		{"BanOfNobody", UserBanned{Realm: testRealm}, false},
+		{"Ban", UserBanned{Realm: testRealm, Username: "alice"}, true},
 		{"EndOfNoReservation", ReservationRevoked{Relayed: made.Relayed[0]}, false},
 		{"ReservedIsTaken", other(func(e *AllocationCreated) { e.Relayed = []netip.AddrPort{addrPort("192.0.2.1:50009")} }), true},
 	} {
@@ -695,7 +771,10 @@ func TestFromImageRefuses(t *testing.T) {
 	for range 2 {
 		c.mustDo(0, newCaller("alice", "wonderland", fmt.Sprintf("198.51.100.1:%d", 6000+c.lastTx)), stun.MethodAllocate, transport(17), evenPort(0x80))
 	}
+	c.record(UserBanned{Realm: testRealm, Username: "dora"}, UserBanned{Realm: testRealm, Username: "eve", Seconds: 9})
 	for name, spoil := range map[string]func(*Image){
+		"BanTwice":    func(im *Image) { im.Bans[1].Username = im.Bans[0].Username },
+		"BanOfNobody": func(im *Image) { im.Bans[0].Username = "" },
 		"ID":          func(im *Image) { im.Allocations[1].ID = 1 },
 		"LastID":      func(im *Image) { im.LastAllocation = 1 },
 		"FiveTuple":   func(im *Image) { im.Allocations[1].FiveTuple = im.Allocations[0].FiveTuple },

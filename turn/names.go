@@ -101,6 +101,7 @@ const (
 	ReasonSocket       Reason = 8  // the relayed socket failed
 	ReasonListenerGone Reason = 9  // no listener serves the five-tuple's server address any more
 	ReasonMoved        Reason = 10 // the client has sent data from elsewhere
+	ReasonBanned       Reason = 11 // an operator has banned the user
 	ReasonPeerClosed   Reason = 20 // the peer closed its connection, or it failed
 	ReasonUnbound      Reason = 21 // no client bound the connection in time
 )
@@ -109,7 +110,7 @@ var reasonNames = map[Reason]string{
 	ReasonClient: "client", ReasonOperator: "operator", ReasonPortTaken: "port-taken",
 	ReasonPolicy: "policy", ReasonUserRemoved: "user-removed", ReasonStreamClosed: "stream-closed",
 	ReasonRestart: "restart", ReasonSocket: "socket", ReasonListenerGone: "listener-gone",
-	ReasonMoved: "moved", ReasonPeerClosed: "peer-closed", ReasonUnbound: "unbound",
+	ReasonMoved: "moved", ReasonBanned: "banned", ReasonPeerClosed: "peer-closed", ReasonUnbound: "unbound",
 }
 
 func (r Reason) String() string {

@@ -34,6 +34,7 @@ type State struct {
 	answers      answers
 
 	reservations reservations
+	bans         bans
 }
 
 // NewState is the state before the first event.
@@ -130,15 +131,20 @@ func (s *State) Allocations() iter.Seq[*Allocation] {
 
 // NextDeadline is the uptime at which the next thing ends, false where nothing will.
 func (s *State) NextDeadline() (time.Duration, bool) {
-	s.ends.build(s.allocations)
-	a := s.ends.first()
-	switch list := s.reservations.list; {
-	case len(list) > 0 && (a == nil || list[0].Deadline.Uptime < a.end):
-		return list[0].Deadline.Uptime, true
-	case a == nil:
-		return 0, false
+	next, some := s.bans.next, s.bans.some
+	sooner := func(end time.Duration) {
+		if !some || end < next {
+			next, some = end, true
+		}
 	}
-	return a.end, true
+	if list := s.reservations.list; len(list) > 0 {
+		sooner(list[0].Deadline.Uptime)
+	}
+	s.ends.build(s.allocations)
+	if a := s.ends.first(); a != nil {
+		sooner(a.end)
+	}
+	return next, some
 }
 
 // Allocation is one client's allocation (RFC 8656 section 2.2).

@@ -353,7 +353,7 @@ func (s *Server) unavailable(o origin) {
 // revoke ends what users hold that the directory knew, and does not know any more.
 func (s *Server) revoke(ctx context.Context) {
 	err := s.do(ctx, func(w *writer) error {
-		w.apply(turn.Reconcile(w.state, &w.rules, s.gate.Load())...)
+		w.apply(turn.Reconcile(w.state, &w.rules, s.gate.Load(), w.begin())...)
 		return nil
 	})
 	if err != nil && ctx.Err() == nil {

@@ -27,7 +27,7 @@ func (w *writer) configured(t Settings) {
 	if len(t.Changed) > 0 {
 		w.apply(turn.SettingsChanged{Changes: t.Changed})
 	}
-	w.apply(turn.Reconcile(w.state, &t.Rules, t.Gate)...)
+	w.apply(turn.Reconcile(w.state, &t.Rules, t.Gate, w.begin())...)
 }
 
 // restore brings the state of the log to the present and opens its sockets.
