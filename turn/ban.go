@@ -99,6 +99,15 @@ func (w *bans) hidden(g *Gate, m Moment) (events []Event) {
 // Bans are the bans, by user, then by realm.
 func (s *State) Bans() []Ban { return s.bans.list }
 
+// Ban is the ban of a user, zero where there is none.
+func (s *State) Ban(realm, username string) Ban {
+	b := Ban{Realm: realm, Username: username}
+	if i, there := slices.BinarySearchFunc(s.bans.list, b, compareBan); there {
+		return s.bans.list[i]
+	}
+	return Ban{}
+}
+
 // bansOf are the bans of the user that username in realm is: by that name, by that of a time-limited one
 // without its expiry, and by the pseudonyms of both.
 func (s *State) bansOf(r *Rules, realm, username string) (found []Ban) {
@@ -156,16 +165,20 @@ func Unban(s *State, r *Rules, realm, username string) (events []Event) {
 // credentialsSince is before the expiry of any time-limited credential, in Unix seconds: 2001.
 const credentialsSince = 1_000_000_000
 
-// Means is how the one whom an operator calls name is called in a ban: without what can only be an expiry, and by a
-// pseudonym where users are.
-func (g *Gate) Means(name string) string {
+// Means is the user whom an operator calls name, and the realm, the main one where it is empty, as a ban has them: without
+// what can only be an expiry, and by a pseudonym where users are. Known says whether there is such a realm.
+func (g *Gate) Means(realm, name string) (inRealm, username string, known bool) {
+	if realm == "" {
+		realm = g.Realm
+	}
+	_, known = g.realms.byName[realm]
 	if expiry, user, ok := timeLimited(name); ok && user != "" && expiry.Unix() >= credentialsSince {
 		name = user
 	}
 	if g.HashNames && !pseudonymous(name) {
 		name = g.Pseudonyms.Of(name)
 	}
-	return name
+	return realm, name, known || realm == g.Realm
 }
 
 // ban applies a UserBanned.

@@ -12,7 +12,9 @@ import (
 // ban bans who as an operator does, and yields the ends that come of it.
 func (c *core) ban(who string, seconds uint32) []Event {
 	c.Helper()
-	c.record(UserBanned{Realm: testRealm, Username: c.gate.Means(who), Seconds: seconds})
+	e := UserBanned{Seconds: seconds}
+	e.Realm, e.Username, _ = c.gate.Means("", who)
+	c.record(e)
 	events := Evict(c.state, &c.rules, c.now, 100)
 	c.record(events...)
 	return events
@@ -181,7 +183,8 @@ func TestWhoIsBanned(t *testing.T) {
 		{"HashedOfAnother", hidden, hashed, "alice", testRealm, p.Of("bob"), false},
 	} {
 		s := NewState()
-		if err := s.Fold(Record{First: 1, Moment: at(0), Events: []Event{UserBanned{Realm: testRealm, Username: tt.gate.Means(tt.banned)}}}); err != nil {
+		_, name, _ := tt.gate.Means(testRealm, tt.banned)
+		if err := s.Fold(Record{First: 1, Moment: at(0), Events: []Event{UserBanned{Realm: testRealm, Username: name}}}); err != nil {
 			t.Fatal(err)
 		}
 		if got := s.banned(&tt.rules, tt.realm, tt.username, at(0)); got != tt.want {
@@ -222,7 +225,8 @@ func TestBansLiveThroughAChangeOfForm(t *testing.T) {
 			}
 			c.mustDo(403, alice(), stun.MethodAllocate, transport(17))
 			c.mustDo(403, bob(), stun.MethodAllocate, transport(17))
-			c.record(Unban(c.state, &c.rules, testRealm, c.gate.Means("bob"))...)
+			_, name, _ := c.gate.Means("", "bob")
+			c.record(Unban(c.state, &c.rules, testRealm, name)...)
 			c.wait(41 * time.Second)
 			c.allocated(bob())
 			c.allocated(alice())
@@ -237,5 +241,18 @@ func TestReconcileEndsWhatABanLeft(t *testing.T) {
 	c.record(UserBanned{Realm: testRealm, Username: "alice"})
 	if got, want := describeAll(c.reload()), []string{"AllocationDeleted allocation=1 reason=banned"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestRealmsOfBans(t *testing.T) {
+	config := testGateConfig()
+	config.Realms = []RealmConfig{{Name: "other.example"}}
+	for _, g := range []*Gate{NewGate(testGateConfig()), NewGate(config)} {
+		for given, want := range map[string]bool{"": true, testRealm: true, "other.example": len(g.Realms) > 0, "none.example": false} {
+			realm, _, known := g.Means(given, "alice")
+			if known != want || given != "" && realm != given || given == "" && realm != testRealm {
+				t.Errorf("realm %q of %d: got %q, known: %t, want known: %t", given, 1+len(g.Realms), realm, known, want)
+			}
+		}
 	}
 }

@@ -404,7 +404,8 @@ func (w *world) closeOne() {
 // ban bans somebody, and ends what that user has.
 func (w *world) ban() {
 	who := w.callers[w.pick(len(w.callers), "caller")]
-	e := UserBanned{Realm: testRealm, Username: w.gate.Means(who.user), Seconds: rapid.SampledFrom([]uint32{0, 1, 300, 3000}).Draw(w.t, "seconds")}
+	e := UserBanned{Seconds: rapid.SampledFrom([]uint32{0, 1, 300, 3000}).Draw(w.t, "seconds")}
+	e.Realm, e.Username, _ = w.gate.Means("", who.user)
 	w.record(e)
 	for limit := 1 + w.pick(3, "limit"); ; {
 		events := Evict(w.state, &w.rules, w.now, limit)
