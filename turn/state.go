@@ -80,17 +80,17 @@ func (s *State) Relays() []Relay { return s.served }
 // Len is the number of allocations.
 func (s *State) Len() int { return len(s.allocations) }
 
-// Grants are how many of what allocations hold there are.
-type Grants struct{ Permissions, Channels, Connections, Reservations int }
+// Grants are how many of what allocations hold there are, and of bans.
+type Grants struct{ Permissions, Channels, Connections, Reservations, Bans int }
 
-// Grants counts what all allocations hold, and what is reserved.
+// Grants counts what all allocations hold, what is reserved, and who is banned.
 func (s *State) Grants() (g Grants) {
 	for _, a := range s.allocations {
 		g.Permissions += len(a.Permissions)
 		g.Channels += len(a.Channels)
 		g.Connections += len(a.Connections)
 	}
-	g.Reservations = len(s.Reservations())
+	g.Reservations, g.Bans = len(s.Reservations()), len(s.Bans())
 	return g
 }
 

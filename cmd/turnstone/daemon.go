@@ -147,6 +147,7 @@ func (d *served) Status(ctx context.Context) (admin.Status, error) {
 		st.Log, st.Epoch, st.Seq, st.Allocations = s.Log().String(), s.Epoch(), s.Seq(), s.Len()
 		g := s.Grants()
 		st.Permissions, st.Channels, st.Connections, st.Reserved = g.Permissions, g.Channels, g.Connections, g.Reservations
+		st.Bans = g.Bans
 	})
 	if errors.Is(err, context.DeadlineExceeded) {
 		return st, nil // the log is being opened again: Ready says so
@@ -161,6 +162,19 @@ func (d *served) View(ctx context.Context, f func(*turn.State)) error { return d
 func (d *served) CloseAllocation(ctx context.Context, id turn.AllocationID) error {
 	return d.relay.CloseAllocation(ctx, id)
 }
+
+// UserMeant is for the admin interface.
+func (d *served) UserMeant(realm, name string) (inRealm, username string, known bool) {
+	return d.relay.UserMeant(realm, name)
+}
+
+// Ban is for the admin interface.
+func (d *served) Ban(ctx context.Context, e turn.UserBanned) (turn.Ban, int, error) {
+	return d.relay.Ban(ctx, e)
+}
+
+// Unban is for the admin interface.
+func (d *served) Unban(ctx context.Context, e turn.UserUnbanned) error { return d.relay.Unban(ctx, e) }
 
 // Acted is for the admin interface.
 func (d *served) Acted(ctx context.Context, e turn.OperatorActed) error {

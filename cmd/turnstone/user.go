@@ -24,7 +24,8 @@ import (
 const editPatience = 10 * time.Second
 
 func userCommand(o *options) *cobra.Command {
-	return group("user", "Add, remove and list the users of a file", userAdd(o), userRemove(o), userList(o))
+	return group("user", "Add, remove and list the users of a file, and ban users",
+		userAdd(o), userRemove(o), userList(o), userBan(o), userUnban(o), userBanned(o))
 }
 
 type userRow struct {

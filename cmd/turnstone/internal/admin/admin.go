@@ -31,6 +31,7 @@ type Status struct {
 	Channels    int               `json:"channels"`
 	Connections int               `json:"connections"`
 	Reserved    int               `json:"reservations"`
+	Bans        int               `json:"bans"`
 	ToPeer      turn.Count        `json:"to_peer"`
 	ToClient    turn.Count        `json:"to_client"`
 	Drops       map[string]uint64 `json:"drops"`

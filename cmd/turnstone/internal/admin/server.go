@@ -34,6 +34,7 @@ type Daemon interface {
 	Privacy
 	Auditor
 	Operators
+	Warden
 	Leveller
 	Measurer
 }
@@ -79,6 +80,7 @@ func NewServer(d Daemon, log *store.Log, now func() turn.Moment) *Server {
 	trafficRoutes(mux, d)
 	debugRoutes(mux, d)
 	levelRoutes(mux, d, d)
+	s.banRoutes(mux)
 	s.patterns = *mux.patterns
 	s.http = http.Server{Handler: crash.Handler(admit(mux)), ReadHeaderTimeout: 5 * time.Second, ConnContext: withPeer}
 	return s

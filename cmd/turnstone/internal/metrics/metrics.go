@@ -109,6 +109,7 @@ var (
 	channels    = desc("channels", "Channels of all allocations.")
 	connections = desc("connections", "Connections with peers of allocations for TCP.")
 	reserved    = desc("reservations", "Relayed addresses that are reserved.")
+	banned      = desc("bans", "Users who are banned.")
 	packets     = desc("relayed_packets_total", "Datagrams relayed.", "path", "direction")
 	bytes       = desc("relayed_bytes_total", "Bytes of application data relayed.", "path", "direction")
 	dropped     = desc("dropped_total", "Datagrams dropped.", "reason")
@@ -149,7 +150,7 @@ var (
 
 // descs are all metrics of the daemon's own.
 var descs = []*prometheus.Desc{
-	info, ready, draining, room, freeBytes, segments, oldest, overdue, allocations, permissions, channels, connections, reserved, packets, bytes, dropped, streams, noStreams, cutOff, expiry, requests, replies, appended, committed, commits, events, recoveries, last, size, replay, readyAfter,
+	info, ready, draining, room, freeBytes, segments, oldest, overdue, allocations, permissions, channels, connections, reserved, banned, packets, bytes, dropped, streams, noStreams, cutOff, expiry, requests, replies, appended, committed, commits, events, recoveries, last, size, replay, readyAfter,
 	users, usersBroken, lookups, waiting, checkpoints, unsigned,
 	attached, flowsIn, slots, used, absent, hops, lag, drift, failures, memory, verdicts,
 }
@@ -217,6 +218,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(channels, float64(g.Channels))
 		gauge(connections, float64(g.Connections))
 		gauge(reserved, float64(g.Reservations))
+		gauge(banned, float64(g.Bans))
 	}
 	count(commits, n.Commits)
 	count(events, n.Events)
