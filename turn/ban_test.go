@@ -256,3 +256,14 @@ func TestRealmsOfBans(t *testing.T) {
 		}
 	}
 }
+
+func TestACloneKeepsItsBans(t *testing.T) {
+	c := newCore(t)
+	c.ban("alice", 60)
+	clone := c.state.Clone()
+	c.wait(time.Second)
+	c.ban("alice", 0)
+	if b := clone.Ban(testRealm, "alice"); b.Endless() || b.Since != at(0) {
+		t.Errorf("got %+v in the clone after another ban, want that of before", b)
+	}
+}
