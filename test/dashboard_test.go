@@ -334,6 +334,14 @@ func (p *dashboard) wantHistory() {
 	p.tabTo("history-close")
 	p.press(kb.Enter)
 	p.eventually("the history is left, and the focus is where it was", fmt.Sprintf(`document.getElementById("history").hidden && document.activeElement.dataset.key === %q`, key))
+	p.tabTo("number")
+	p.press("1", kb.Enter)
+	p.eventually("the history of an allocation that is long gone", `document.getElementById("history-title").textContent === "History of allocation 1" &&
+		document.getElementById("history-about").textContent.endsWith("that is all")`)
+	p.act(chromedp.Evaluate[chromedp.Void](`location.hash = "allocation=999999"`))
+	p.eventually("there is no such allocation", `document.getElementById("history-about").textContent === "allocation 999999: there is nothing of it in the log" &&
+		document.querySelectorAll("#history-events tbody tr").length === 0`)
+	p.forgive("404")
 	p.act(chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`location.hash = "allocation=%s"`, id)))
 	p.eventually("an address leads to a history", fmt.Sprintf(`document.getElementById("history-title").textContent === "History of allocation %s"`, id))
 }

@@ -4,7 +4,7 @@ import { $, amount, ask, button, chart, clock, fail, make, say, set, stamp, step
 const enough = 1000; // events, before more are asked for only by whoever reads
 const usageEvery = 5 * 60e3; // milliseconds
 
-let shown = null, moment = 0, jump = () => {}, opener = "";
+let shown = null, moment = 0, jump = () => {}, opener;
 
 // leadsTo says what to do where a moment of a history is chosen.
 export function leadsTo(f) { jump = f; }
@@ -13,7 +13,7 @@ const titleOf = (h) => `History of ${h.channel ? `channel ${h.channel} of ` : ""
 
 // open shows the history of an allocation, or a channel of it.
 export async function open(id, channel = "") {
-  opener = document.activeElement?.dataset?.key ?? "";
+  opener = document.activeElement;
   shown = { id, channel, events: [], next: 0, more: true, over: false, loading: false };
   const h = shown;
   history.replaceState(null, "", `#${new URLSearchParams({ allocation: id, ...(channel ? { channel } : {}) })}`);
@@ -28,7 +28,8 @@ function close() {
   shown = null;
   $("history").hidden = true;
   history.replaceState(null, "", location.pathname);
-  (document.querySelector(`[data-key="${CSS.escape(opener)}"]`) ?? $("allocations")).focus();
+  const again = document.querySelector(`[data-key="${CSS.escape(opener?.dataset?.key ?? "")}"]`);
+  (again ?? (opener?.isConnected && opener !== document.body ? opener : $("allocations"))).focus();
 }
 
 // goOn reads on, until there are so many events more, or no more.
@@ -46,7 +47,12 @@ async function goOn(events) {
       if (changed) draw();
     } while (h.more && h.events.length < until);
     fail();
-  } catch (err) { if (shown === h) { h.more = false; draw(); fail(err); } } finally { h.loading = false; }
+  } catch (err) {
+    if (shown !== h) return;
+    if (err.status === 404) { h.over = true; h.none = err.message; } else fail(err);
+    h.more = false;
+    draw();
+  } finally { h.loading = false; }
 }
 
 // follow looks for what has happened since.
@@ -101,7 +107,8 @@ function draw() {
   const focused = document.activeElement?.dataset?.key;
   let text = "loading";
   if (first) text = `${h.events.length} events, ${stamp(Date.parse(first.time))} to ${stamp(Date.parse(last.time))}`;
-  if (h.more) text += "; there is more";
+  if (h.none) text = h.none;
+  else if (h.more) text += "; there is more";
   else if (h.over) text += "; that is all";
   else text += "; up to the end of the log";
   set($("history-about"), text);
@@ -114,7 +121,7 @@ function draw() {
     $("history-usage").replaceChildren(table("usage over time", usageColumns, list));
   } else {
     $("history-charts").replaceChildren();
-    set($("history-note"), "No usage is recorded yet: it is every five minutes, and at the end of the allocation.");
+    set($("history-note"), h.none ? "" : "No usage is recorded yet: it is every five minutes, and at the end of the allocation.");
     $("history-usage").replaceChildren();
   }
   $("history-details").hidden = !list.length;
@@ -136,6 +143,7 @@ export function mark(seq) {
   if (focused) document.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
 }
 
+$("which").addEventListener("submit", (e) => { e.preventDefault(); open(Number($("number").value)); });
 $("history-close").onclick = close;
 $("history-more").onclick = () => goOn(enough);
 
