@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -204,13 +205,12 @@ func TestWhatIsWrong(t *testing.T) {
 // TestLossIsSeen has every third datagram of relayed addresses get lost.
 func TestLossIsSeen(t *testing.T) {
 	t.Parallel()
-	seen := 0
+	var seen atomic.Int32
 	got := outcome(t, relaying{loses: func(n int, _ netip.AddrPort) bool {
 		if n != voice {
 			return false
 		}
-		seen++
-		return seen%3 == 0
+		return seen.Add(1)%3 == 0
 	}}, alice)
 	wants(t, got, doctor.Warn, fmt.Sprintf("%d of 10 payloads came back", got.Returned), "counts those that it drops")
 	if got.Returned == 0 || got.Returned == Rounds {
