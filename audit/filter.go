@@ -73,11 +73,6 @@ func (m *matcher) match(r *Row) bool {
 func (m *matcher) sight() func(row []byte) bool {
 	var want [][][]byte // of each, one at least
 	need := func(any ...[]byte) { want = append(want, any) }
-	port := func(n uint16) {
-		if n != 0 {
-			need(binary.AppendUvarint(nil, uint64(n)))
-		}
-	}
 	if m.User != "" {
 		var names [][]byte
 		for _, n := range m.names() {
@@ -94,7 +89,9 @@ func (m *matcher) sight() func(row []byte) bool {
 		need(m.Peer.Addr().AsSlice())
 	}
 	for _, n := range []uint16{m.Port, m.Relayed.Port(), m.Relay, uint16(m.Channel)} {
-		port(n)
+		if n != 0 {
+			need(binary.AppendUvarint(nil, uint64(n)))
+		}
 	}
 	return func(row []byte) bool {
 		return !m.Refused && !slices.ContainsFunc(want, func(any [][]byte) bool {

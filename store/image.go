@@ -270,7 +270,7 @@ func (c *cursor) allocationImage(a *turn.AllocationImage) {
 	c.key(2)
 	a.FiveTuple = c.fiveTuple()
 	c.key(3)
-	a.Relayed = listOf(c, func(c *cursor, a *netip.AddrPort) { *a = c.optionalAddrPort() })
+	a.Relayed = listOf(c, (*cursor).relayed)
 	a.Transport = uint8(c.field(4, math.MaxUint8))
 	c.key(5)
 	a.Username = c.text()
@@ -314,6 +314,8 @@ func (c *cursor) allocationImage(a *turn.AllocationImage) {
 	}
 }
 
+func (c *cursor) relayed(a *netip.AddrPort) { *a = c.optionalAddrPort() }
+
 func (c *cursor) answerImage(a *turn.AnswerImage) {
 	ticketed := c.ticketed(answerFields)
 	c.key(1)
@@ -326,7 +328,7 @@ func (c *cursor) answerImage(a *turn.AnswerImage) {
 	a.Allocation = turn.AllocationID(c.field(5, math.MaxUint64))
 	a.Lifetime = uint32(c.field(6, math.MaxUint32))
 	c.key(7)
-	a.Relayed = listOf(c, func(c *cursor, a *netip.AddrPort) { *a = c.optionalAddrPort() })
+	a.Relayed = listOf(c, (*cursor).relayed)
 	if ticketed {
 		a.Ticket = c.ticket(answerTicket)
 	}

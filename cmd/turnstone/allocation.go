@@ -188,18 +188,23 @@ func (o *options) allocation(ctx context.Context, id turn.AllocationID) (a admin
 
 // allocations asks the daemon, else reads the log, where they are shown as of its last record.
 func (o *options) allocations(ctx context.Context) ([]admin.Allocation, error) {
+	return daemonOrLog(ctx, o, (*admin.Client).Allocations, describeAll)
+}
+
+// daemonOrLog asks the daemon, else reads it from the state of the log, as of its last record.
+func daemonOrLog[T any](ctx context.Context, o *options, ask func(*admin.Client, context.Context) (T, error), read func(*turn.State, turn.Moment) T) (out T, err error) {
 	source, err := o.openLog(ctx)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	if source.client != nil {
-		return source.client.Allocations(ctx)
+		return ask(source.client, ctx)
 	}
 	s, err := source.state(ctx)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	return describeAll(s, s.Moment()), nil
+	return read(s, s.Moment()), nil
 }
 
 // state is the fold of the whole log.

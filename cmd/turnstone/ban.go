@@ -93,18 +93,7 @@ func userBanned(o *options) *cobra.Command {
 
 // bans asks the daemon, else reads the log, where they are shown as of its last record.
 func (o *options) bans(ctx context.Context) ([]admin.Ban, error) {
-	source, err := o.openLog(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if source.client != nil {
-		return source.client.Bans(ctx)
-	}
-	s, err := source.state(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return admin.Bans(s, s.Moment()), nil
+	return daemonOrLog(ctx, o, (*admin.Client).Bans, admin.Bans)
 }
 
 // completeUser completes an argument that is the name of a user.
